@@ -1,0 +1,1 @@
+"""Batch preprocessing: download, parse, rasterize, pack and verify data sets."""

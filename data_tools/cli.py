@@ -1,0 +1,93 @@
+"""``fastvae-data``: the command line of the data tools.
+
+Each sub-command is one line in ``COMMANDS`` and one module with two functions:
+``add_arguments(parser)`` and ``run(args)``, which returns the exit code (see ``fastvae.errors``).
+Only the module of the command that was asked for is imported, so that start-up stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from fastvae.errors import EXIT_BAD_INPUT, UserError, nearest
+
+PROGRAM = "fastvae-data"
+
+
+class Command(NamedTuple):
+    """A sub-command: the module that does it and its line in the help text."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "download": Command("fastvae.data_tools.download", "fetch the original files of a data set"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, like those of every other command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError where argparse would print the usage and exit."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of the sub-command ``argv[0]``; raise UserError for unknown words."""
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Prepare data sets for fastvae.",
+        epilog=f"Help on one command: {PROGRAM} COMMAND --help",
+    )
+    choices = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parsers = {
+        name: choices.add_parser(
+            name, help=command.summary, description=command.summary, allow_abbrev=False
+        )
+        for name, command in COMMANDS.items()
+    }
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        parser.print_help()
+        parser.exit()
+    if name not in COMMANDS:
+        raise UserError(f"no command {name!r}{nearest(name, COMMANDS)}; see {PROGRAM} --help")
+    module = importlib.import_module(COMMANDS[name].module)
+    module.add_arguments(parsers[name])
+    parsers[name].set_defaults(run=module.run)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise _unknown_word(parsers[name], unknown[0])
+    return args
+
+
+def _unknown_word(parser: argparse.ArgumentParser, word: str) -> UserError:
+    """Return the error for a ``word`` that ``parser`` has no place for."""
+    if not word.startswith("-"):
+        return UserError(f"unexpected argument {word!r}; see {parser.prog} --help")
+    option = word.partition("=")[0]
+    # The usage text is the one public place where argparse lists the options it knows.
+    known = re.findall(r"--[\w-]+", parser.format_usage())
+    return UserError(f"no option {option!r}{nearest(option, known)}; see {parser.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``fastvae-data`` and return its exit code.
+
+    Args:
+        argv: the words after the program's name; those of this process by default.
+    """
+    try:
+        args = _parse(sys.argv[1:] if argv is None else argv)
+        code: int = args.run(args)
+    except UserError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return code

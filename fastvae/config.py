@@ -1,0 +1,308 @@
+"""The configuration: frozen dataclasses, one section per concern.
+
+Every field has a docstring that becomes its line in ``--help``, with the unit. A preset
+(``fastvae/presets/``) is a function that returns a full ``Config``; the command line changes single
+fields of it; the resolved result is written to ``config.toml`` in the run folder.
+Reading and writing is in ``fastvae/configio.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastvae.errors import UserError
+
+Unit = Literal["epoch", "step"]
+
+
+def _require(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{name} = {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What is trained: encoder x prior x decoder x likelihood."""
+
+    encoder: str = "conv"
+    """Network that maps an image to the posterior's mean and log variance: conv or mlp."""
+    decoder: str = "conv"
+    """Network that maps a latent vector to the likelihood's parameters: conv or mlp."""
+    prior: str = "standard"
+    """Prior over latents: standard (a unit Gaussian)."""
+    likelihood: str = "bernoulli"
+    """Pixel likelihood: bernoulli (on logits)."""
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    """Channels, height and width of an image, in pixels."""
+    latent_dim: int = 20
+    """Number of latent dimensions."""
+    channels: tuple[int, ...] = (32, 64)
+    """conv: feature channels after each halving of the image side, from the image inwards."""
+    encoder_blocks: int = 0
+    """conv: residual blocks of the encoder at the smallest side."""
+    decoder_blocks: int = 1
+    """conv: residual blocks of the decoder at the smallest side."""
+    hidden: tuple[int, ...] = (256,)
+    """Widths of the fully connected layers between features and latents, from the image inwards."""
+    hidden_blocks: int = 1
+    """Residual fully connected blocks at the innermost width."""
+    input_mean: float = 0.5
+    """Subtracted from pixels in [0, 1] before the encoder."""
+    input_std: float = 0.5
+    """Pixels are divided by this before the encoder."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden feature while training, 0 to 1 (0 = off)."""
+
+    def __post_init__(self) -> None:
+        _require(self.latent_dim > 0, "model.latent_dim", self.latent_dim, "a positive integer")
+        shape_ok = len(self.image_shape) == 3 and min(self.image_shape) > 0
+        _require(shape_ok, "model.image_shape", self.image_shape, "three positive integers")
+        _require(
+            len(self.channels) > 0 and min(self.channels) > 0,
+            "model.channels",
+            self.channels,
+            "one or more positive integers",
+        )
+        for name in ("encoder_blocks", "decoder_blocks", "hidden_blocks"):
+            value = getattr(self, name)
+            _require(value >= 0, f"model.{name}", value, "0 or more")
+        widths_ok = len(self.hidden) > 0 and min(self.hidden) > 0
+        _require(widths_ok, "model.hidden", self.hidden, "one or more positive integers")
+        _require(self.input_std > 0, "model.input_std", self.input_std, "more than 0")
+        _require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "0 <= dropout < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and what is done to them."""
+
+    dataset: str = "digits"
+    """digits (scikit-learn's 8x8 handwritten digits, no files needed) or mnist (idx files)."""
+    root: str = "data/mnist"
+    """Folder of the data files (not used by digits)."""
+    binarize: Literal["none", "threshold", "static", "dynamic"] = "none"
+    """none: grey values are Bernoulli means; threshold: 1 where pixel/255 > data.threshold; static:
+    pixels drawn once as Bernoulli(pixel/255); dynamic: drawn anew each epoch (validation and test
+    keep one fixed draw)."""
+    threshold: float = 0.5
+    """Grey value above which a pixel counts as ink, 0 to 1."""
+    val_fraction: float = 0.1
+    """Share of the training images held out for validation, 0 to 1, chosen by a hash of content."""
+    test_fraction: float = 0.1
+    """Share held out for testing, 0 to 1 (only data sets without a test set of their own)."""
+    tail: Literal["drop", "wrap"] = "drop"
+    """Last images of an epoch that do not fill a batch: drop them, or wrap round to the start."""
+    resident: Literal["auto", "ram", "device"] = "auto"
+    """Where the uint8 images live: ram, the training device, or auto (device when they fit)."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.threshold < 1, "data.threshold", self.threshold, "0 <= threshold < 1")
+        for name in ("val_fraction", "test_fraction"):
+            value = getattr(self, name)
+            _require(0.0 < value < 1.0, f"data.{name}", value, "a share between 0 and 1")
+        total = self.val_fraction + self.test_fraction
+        _require(total < 1.0, "data.val_fraction + data.test_fraction", total, "less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """Weight of the KL term: loss = nll + beta * kl, in nats per image."""
+
+    beta: float = 1.0
+    """Final weight of the KL term (1 = the evidence lower bound)."""
+    schedule: Literal["constant", "linear", "cosine", "cyclical", "piecewise"] = "constant"
+    """constant: beta throughout; linear, cosine: from start to beta over warmup; cyclical: that
+    ramp `cycles` times over, each taking `ramp` of its cycle; piecewise: steps at `points`."""
+    start: float = 0.0
+    """Weight at the beginning of a ramp (linear, cosine, cyclical)."""
+    warmup: float = 0.0
+    """Length of the ramp in `unit`s (linear, cosine)."""
+    cycles: int = 4
+    """Number of cycles over the whole training (cyclical; Fu et al. 2019)."""
+    ramp: float = 0.5
+    """Share of each cycle spent on the ramp, 0 to 1 (cyclical)."""
+    points: tuple[tuple[float, float], ...] = ()
+    """Pairs (time in `unit`s, beta) from which on that beta holds (piecewise)."""
+    unit: Unit = "epoch"
+    """Unit of warmup and points: epoch or step. Values change at every step in either unit."""
+    free_bits: float = 0.0
+    """Each latent's batch-mean KL counts at least this many nats (0 = off; Kingma et al. 2016)."""
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "start", "warmup", "free_bits"):
+            value = getattr(self, name)
+            _require(value >= 0 and math.isfinite(value), f"kl.{name}", value, "0 or more")
+        _require(self.cycles >= 1, "kl.cycles", self.cycles, "1 or more")
+        _require(0.0 < self.ramp <= 1.0, "kl.ramp", self.ramp, "0 < ramp <= 1")
+        if self.schedule == "piecewise":
+            _require(len(self.points) > 0, "kl.points", self.points, "at least one (time, beta)")
+            times = [t for t, _ in self.points]
+            ascending = all(a < b for a, b in itertools.pairwise(times))
+            _require(ascending, "kl.points", self.points, "times in ascending order")
+        elif self.points:
+            raise UserError(
+                f"kl.points is set but kl.schedule is {self.schedule!r}: set kl.schedule=piecewise"
+            )
+        if self.schedule in ("linear", "cosine"):
+            _require(self.warmup > 0, "kl.warmup", self.warmup, "more than 0 for this schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer, learning rate schedule, clipping and averaging."""
+
+    optimizer: Literal["adamw", "adam", "rmsprop", "apex_adam", "apex_lamb"] = "adamw"
+    """adamw, adam, rmsprop (torch) or apex_adam, apex_lamb (NVIDIA apex, which must be there)."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Decay of the gradient average (Adam family)."""
+    beta2: float = 0.999
+    """Decay of the squared-gradient average (Adam family; rmsprop: alpha)."""
+    eps: float = 1e-8
+    """Added to the denominator of the update."""
+    weight_decay: float = 0.0
+    """Weight decay of matrices and convolutions (biases and norms are left out)."""
+    schedule: Literal["constant", "cosine", "step", "exponential"] = "cosine"
+    """Learning rate after the warm-up: constant; cosine down to final_lr; step: times gamma every
+    period; exponential: times gamma per period, smoothly."""
+    warmup: float = 1.0
+    """Linear warm-up from 0 to lr, in `unit`s."""
+    final_lr: float = 0.0
+    """Learning rate at the end, as a share of lr (cosine)."""
+    period: float = 10.0
+    """Length of one decay period in `unit`s (step, exponential)."""
+    gamma: float = 0.5
+    """Decay factor per period (step, exponential)."""
+    unit: Unit = "epoch"
+    """Unit of warmup and period: epoch or step. The rate changes at every step in either unit."""
+    clip_norm: float = 0.0
+    """Largest global gradient norm; larger gradients are scaled down to it (0 = off)."""
+    ema_decay: float = 0.0
+    """Decay per step of the moving average of the weights used for evaluation (0 = off)."""
+    max_nonfinite: int = 25
+    """Stop after this many steps in a row with a non-finite loss or gradient (each is skipped)."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0 and math.isfinite(self.lr), "optim.lr", self.lr, "more than 0")
+        for name in ("beta1", "beta2", "ema_decay"):
+            value = getattr(self, name)
+            _require(0.0 <= value < 1.0, f"optim.{name}", value, "0 <= value < 1")
+        for name in ("eps", "weight_decay", "warmup", "final_lr", "clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0 and math.isfinite(value), f"optim.{name}", value, "0 or more")
+        _require(self.period > 0, "optim.period", self.period, "more than 0")
+        _require(0 < self.gamma <= 1, "optim.gamma", self.gamma, "0 < gamma <= 1")
+        _require(self.max_nonfinite > 0, "optim.max_nonfinite", self.max_nonfinite, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while training, and how often."""
+
+    every: int = 20
+    """Steps between two lines of metrics.jsonl (each reads the device once)."""
+    eval_every: float = 1.0
+    """Epochs between two validations; a checkpoint is saved at each."""
+    image_every: float = 1.0
+    """Epochs between two sets of pictures (0 = only at the end)."""
+    images: int = 32
+    """Number of images in a picture grid."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+
+    def __post_init__(self) -> None:
+        _require(self.every > 0, "log.every", self.every, "1 or more")
+        _require(self.eval_every > 0, "log.eval_every", self.eval_every, "more than 0")
+        _require(self.image_every >= 0, "log.image_every", self.image_every, "0 or more")
+        _require(self.images > 0, "log.images", self.images, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are saved and how many are kept."""
+
+    every: int = 0
+    """Steps between two checkpoints, besides those at validations (0 = only those)."""
+    keep: int = 3
+    """Number of newest checkpoints to keep; the best one is kept besides."""
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "checkpoint.every", self.every, "0 or more")
+        _require(self.keep >= 2, "checkpoint.keep", self.keep, "2 or more (one may be damaged)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A training run."""
+
+    preset: str = "digits"
+    """Preset the run was made from (set by the program; a label only)."""
+    name: str = ""
+    """Name of the run folder (empty = the preset's name, with a number when that is taken)."""
+    out: str = "runs"
+    """Folder that holds the run folders."""
+    resume: bool = False
+    """Go on from the newest valid checkpoint of the run; start afresh when there is none yet."""
+    seed: int = 0
+    """One seed for weights, order, noise, binarization and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU when there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the networks (weights, loss and sums stay fp32); fp16 scales the loss; auto is
+    bf16 where the hardware computes in it, else fp32."""
+    tf32: bool = True
+    """Allow TF32 for fp32 matrix products on NVIDIA GPUs."""
+    channels_last: bool = True
+    """Keep images and convolutions in channels-last memory order (conv networks)."""
+    compile: bool = False
+    """Compile the objective with torch.compile."""
+    threads: int = 0
+    """CPU threads per process (0 = torch's choice; small networks are fastest with 1)."""
+    deterministic: bool = False
+    """Use deterministic algorithms only: the same run gives the same bits."""
+    epochs: int = 10
+    """Passes over the training images."""
+    max_steps: int = 0
+    """End after this many steps instead (0 = epochs decide); schedules span what is left."""
+    batch_size: int = 128
+    """Images per optimizer step, over all ranks and accumulated micro-batches together."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step on each rank (saves memory, same gradient)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
+        _require(self.max_steps >= 0, "max_steps", self.max_steps, "0 or more")
+        _require(self.threads >= 0, "threads", self.threads, "0 or more")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 <= seed < 2^63")
+        plain = self.name not in (".", "..") and "/" not in self.name and "\\" not in self.name
+        _require(plain, "name", self.name, "a folder name without slashes (the place is --out)")
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """Return a copy with fields changed; dotted sections are given with double underscores.
+
+    Example: ``replace(config, epochs=2, optim__lr=1e-4)``.
+    """
+    top: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            sections.setdefault(section, {})[name] = value
+        else:
+            top[key] = value
+    for section, fields in sections.items():
+        top[section] = dataclasses.replace(getattr(config, section), **fields)
+    return dataclasses.replace(config, **top)

@@ -1,0 +1,47 @@
+"""The idx format of the original MNIST files, plain or gzip-compressed.
+
+Header: two zero bytes, a type byte (0x08 = uint8), the number of axes, then each axis as a
+big-endian uint32; the values follow in C order (LeCun, Cortes, Burges, "The MNIST database").
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvae.errors import UserError
+
+_FETCH = "fetch it again, e.g. fastvae-data download mnist --root"
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read a uint8 idx file; a UserError names the file when it is damaged or of another type."""
+    try:
+        raw = path.read_bytes()
+        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is damaged or cut short ({error}): {_FETCH} {path.parent}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if len(data) < 4 or data[:2] != b"\0\0" or not 1 <= data[3] <= 4:
+        raise UserError(f"{path} is not an idx file (its first bytes are {data[:4].hex()!r})")
+    if data[2] != 0x08:
+        raise UserError(f"{path} holds idx type 0x{data[2]:02x}; only uint8 (0x08) can be read")
+    axes = data[3]
+    header = 4 + 4 * axes
+    shape = tuple(int(s) for s in np.frombuffer(data[4:header], dtype=">u4"))
+    expected = header + int(np.prod(shape, dtype=np.int64)) if len(shape) == axes else header
+    if len(shape) != axes or len(data) != expected:
+        raise UserError(
+            f"{path} is cut short or too long: {len(data)} bytes, its header says {expected}: "
+            f"{_FETCH} {path.parent}"
+        )
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,102 @@
+"""The loader: a step number in, a batch on the training device out.
+
+It holds no state: which samples a step covers is the plan's business, so any step of any epoch can
+be loaded at once and a resumed run needs nothing from here. Pixels stay uint8 until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastvae import ops
+from fastvae.config import DataConfig
+from fastvae.data.batch import Batch
+from fastvae.data.plan import Plan, evaluation_slices
+from fastvae.data.sources import Source
+
+
+class Pixels:
+    """uint8 pixels to float32 targets in [0, 1], with the configured binarization.
+
+    Random bits are keyed by (seed, sample index) or, when dynamic, by (seed, epoch, sample index):
+    the same on any rank, in any batch, after any resume.
+    """
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        self.config = config
+        self.seed = ops.derive_seed(seed, "binarize")
+
+    def __call__(self, pixels: Tensor, index: Tensor, epoch: int | None) -> Tensor:
+        """Shapes: pixels (B, C, H, W) uint8, index (B,); epoch None stands for evaluation."""
+        mode = self.config.binarize
+        if mode == "none":
+            return pixels.float() / 255.0
+        if mode == "threshold":
+            return (pixels > self.config.threshold * 255.0).float()
+        seed = self.seed
+        if mode == "dynamic" and epoch is not None:
+            seed = ops.derive_seed(seed, "epoch", epoch)
+        return ops.philox_bernoulli(seed, index, pixels).float()
+
+
+class Loader:
+    """Batches of one source on ``device``."""
+
+    def __init__(
+        self,
+        source: Source,
+        pixels: Pixels,
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+    ) -> None:
+        self.source = source
+        self.pixels = pixels
+        self.device = device
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def _batch(
+        self,
+        index: NDArray[np.int64],
+        ordinal: NDArray[np.int64],
+        weight: NDArray[np.float32] | None,
+        epoch: int | None,
+    ) -> Batch:
+        where = self._send(torch.from_numpy(index))
+        raw, label = self.source.gather(where.to(self.source.device))
+        raw = self._send(raw)
+        x = self.pixels(raw, where, epoch).contiguous(memory_format=self.format)
+        ones = torch.ones(len(index), device=self.device)
+        return Batch(
+            x=x,
+            y=None,
+            label=None if label is None else self._send(label),
+            weight=ones if weight is None else self._send(torch.from_numpy(weight)),
+            index=where,
+            ordinal=self._send(torch.from_numpy(ordinal)),
+        )
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        """Copy to the device without waiting (through pinned memory, which copies can overlap)."""
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def train_batch(self, plan: Plan, step: int, micro: int = 0) -> Batch:
+        """Micro-batch ``micro`` of training step ``step`` for the plan's rank."""
+        index, ordinal = plan.micro(step, micro)
+        return self._batch(index, ordinal, None, step // plan.steps_per_epoch)
+
+    def evaluation_batches(self, batch_size: int, world_size: int, rank: int) -> Iterator[Batch]:
+        """Every sample once over all ranks, in order, with equal steps on each rank."""
+        for index, weight in evaluation_slices(len(self.source), batch_size, world_size, rank):
+            yield self._batch(index, index, weight, None)
+
+    def rows(self, index: NDArray[np.int64]) -> Batch:
+        """Chosen samples, binarized as for evaluation."""
+        return self._batch(index, index, None, None)

@@ -1,0 +1,1 @@
+"""The training engine: the parts of the loop that know nothing of models or data."""

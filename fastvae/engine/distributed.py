@@ -1,0 +1,94 @@
+"""Processes: who am I, and what do all of us agree on.
+
+``torchrun`` sets RANK, WORLD_SIZE and LOCAL_RANK; without it a run is one process. NCCL on GPUs,
+gloo on CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastvae.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks (returned; the input is left alone)."""
+        if self.size == 1:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    def broadcast(self, value: T) -> T:
+        """The main process's value on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Equal-shaped tensors of every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [tensor]
+        place = tensor.to(self.device)
+        boxes = [torch.empty_like(place) for _ in range(self.size)]
+        dist.all_gather(boxes, place)
+        return [box.to(tensor.device) for box in boxes]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def join(device: str) -> World:
+    """Start or join the process group and choose this rank's device.
+
+    Args:
+        device: auto, cpu or cuda.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = 'cuda': torch sees no GPU here; use --device cpu or auto")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"{local_rank + 1} or more processes on this machine but only "
+                f"{torch.cuda.device_count()} GPUs: lower --nproc_per_node, or use --device cpu"
+            )
+        place = torch.device("cuda", local_rank)
+        torch.cuda.set_device(place)
+    else:
+        place = torch.device("cpu")
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return World(rank=rank, size=world_size, device=place)
+
+
+def leave() -> None:
+    """Leave the process group if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

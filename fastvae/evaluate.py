@@ -1,0 +1,173 @@
+"""Evaluate a trained model: ELBO, importance-weighted bound, bits/dim, active units.
+
+    fastvae evaluate RUN [options]
+    torchrun --nproc_per_node=N -m fastvae.evaluate RUN [options]
+
+Evaluation runs in float32, counts each image exactly once over all ranks, and draws exactly the
+number of posterior samples that was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import replace as replace_field
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from fastvae import ops
+from fastvae.cli import run_command
+from fastvae.config import Config, DataConfig
+from fastvae.configio import parse_options
+from fastvae.data.datasets import load_splits
+from fastvae.data.loader import Loader, Pixels
+from fastvae.engine import distributed
+from fastvae.engine.distributed import World
+from fastvae.errors import UserError
+from fastvae.estimate import ACTIVE_VARIANCE, Estimate, estimate
+from fastvae.models import VAE
+from fastvae.run import environment, find_checkpoint, load, read_config, write_json
+
+ABOUT = """Evaluate the model of a run folder or checkpoint.
+
+Prints a table and writes evaluation-SPLIT.json into the run folder. Figures are nats per image:
+sums over pixels and latents, means over images.
+"""
+TARGETS = {
+    "none": "grey values as Bernoulli means (cross-entropy)",
+    "threshold": "static, pixel > {threshold:g}",
+    "static": "static, one Bernoulli(pixel) draw per image",
+    "dynamic": "one fixed Bernoulli(pixel) draw per image (training draws anew each epoch)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Options of fastvae evaluate."""
+
+    split: Literal["train", "val", "test"] = "test"
+    """Which images."""
+    samples: int = 50
+    """Posterior samples per image, K of the importance-weighted bound (1 = ELBO only)."""
+    checkpoint: str = "best"
+    """For a run folder: best, last or a name such as step-00000100."""
+    binarize: Literal["trained", "none", "threshold", "static", "dynamic"] = "trained"
+    """Binarization of the targets; trained = as in training."""
+    root: str = ""
+    """Folder of the data files (empty = the one that the run was trained from)."""
+    batch_size: int = 250
+    """Images encoded at once on each rank."""
+    rows: int = 2048
+    """Latent vectors decoded at once on each rank (memory; does not change the result)."""
+    seed: int = 0
+    """Seed of the posterior samples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU when there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "rows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)!r}: expected 1 or more")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of ``fastvae evaluate`` and ``python -m fastvae.evaluate``."""
+    run_command(_evaluate, argv)
+
+
+def _evaluate(args: list[str]) -> None:
+    prog = "fastvae evaluate RUN"
+    if not args or args[0] in ("-h", "--help"):
+        parse_options(EvaluateConfig, EvaluateConfig(), ["--help"], prog=prog, about=ABOUT)
+    if args[0].startswith("-"):
+        raise UserError("the run folder or checkpoint comes first: fastvae evaluate RUN [options]")
+    options = parse_options(EvaluateConfig, EvaluateConfig(), args[1:], prog=prog, about=ABOUT)
+    folder = find_checkpoint(Path(args[0]), options.checkpoint)
+    trained = read_config(folder / "config.toml")
+    world = distributed.join(options.device)
+    try:
+        model = load(folder, device=world.device)
+        data = trained.data
+        if options.binarize != "trained":
+            data = replace_field(data, binarize=options.binarize)
+        if options.root:
+            data = replace_field(data, root=options.root)
+        result = evaluate_model(model, trained, data, options, world)
+        if world.is_main:
+            _report(result, model, data, options, folder)
+    finally:
+        distributed.leave()
+
+
+def evaluate_model(
+    model: VAE, trained: Config, data: DataConfig, options: EvaluateConfig, world: World
+) -> Estimate:
+    """Estimate on the chosen split, with a progress bar on a terminal."""
+    source = load_splits(data)[options.split]
+    if source.image_shape != model.config.image_shape:
+        raise UserError(
+            f"the model takes images {list(model.config.image_shape)} but data set {data.dataset} "
+            f"has {list(source.image_shape)}"
+        )
+    pixels = Pixels(data, ops.derive_seed(trained.seed, options.split))
+    loader = Loader(source, pixels, world.device)
+    batches = loader.evaluation_batches(options.batch_size, world.size, world.rank)
+    quiet = not (world.is_main and sys.stderr.isatty())
+    with tqdm(total=len(source), unit="image", disable=quiet, leave=False) as bar:
+        return estimate(
+            model,
+            batches,
+            world,
+            seed=options.seed,
+            samples=options.samples,
+            rows=options.rows,
+            progress=bar.update,
+        )
+
+
+def _report(
+    result: Estimate, model: VAE, data: DataConfig, options: EvaluateConfig, folder: Path
+) -> None:
+    """Print the table and write the JSON beside the checkpoints."""
+    k = result.samples
+    dims = math.prod(model.config.image_shape)
+    rows: list[tuple[str, float, float | None]] = [
+        ("-ELBO = nll + kl", result.nelbo, result.bits_per_dim)
+    ]
+    if result.iwae is not None:
+        rows.append((f"-log p(x) <= IWAE, K = {k}", result.iwae, result.iwae_bits_per_dim))
+    print(f"{folder}, {options.split} split, {result.images:,} images")
+    print(f"{'':<28}{'nats/image':>12}{'bits/dim':>12}")
+    for name, nats, bits in rows:
+        print(f"{name:<28}{nats:>12.3f}{bits:>12.5f}")
+    print(f"{'  nll':<28}{result.nll:>12.3f}")
+    print(f"{'  kl':<28}{result.kl:>12.3f}")
+    print(f"{'active units':<28}{result.active_units:>8} of {model.config.latent_dim}")
+    targets = TARGETS[data.binarize].format(threshold=data.threshold)
+    about: dict[str, Any] = {
+        "checkpoint": str(folder),
+        "split": options.split,
+        "targets": targets,
+        "likelihood": model.config.likelihood,
+        "constants": model.likelihood.constants,
+        "posterior_samples": k,
+        "seed": options.seed,
+        "dimensions": dims,
+        "active_unit_threshold": ACTIVE_VARIANCE,
+        "environment": environment(),
+    }
+    print(f"targets: {targets}; K = {k} samples per image, seed {options.seed}; D = {dims}")
+    print(f"likelihood {model.config.likelihood}: {model.likelihood.constants}")
+    in_run = folder.parent.name == "checkpoints"
+    place = folder.parent.parent if in_run else folder.parent
+    path = place / f"evaluation-{options.split}.json"
+    write_json(path, {**result.as_dict(), **about})
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

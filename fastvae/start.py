@@ -1,0 +1,193 @@
+"""Where a training run starts: the words on the command line, the run folder, the checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from fastvae.config import Config
+from fastvae.configio import from_dict, parse_options, read_toml, to_dict
+from fastvae.engine.checkpoint import CheckpointStore
+from fastvae.engine.distributed import World
+from fastvae.engine.precision import resolve_precision
+from fastvae.errors import UserError
+from fastvae.presets import get_preset, list_presets
+from fastvae.run import RunFolder, find_run_folder, new_run_folder, read_config
+
+ABOUT = """Train a VAE. PRESET is a name from the list below, a TOML file, or a run folder.
+
+Options change single fields of the preset; a section's name may be left out where the rest is
+unique: --lr stands for --optim.lr. Losses are in nats per image, summed over pixels and latents.
+"""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with, the same on every rank."""
+
+    config: Config
+    folder: RunFolder
+    checkpoint: Path | None
+    """Checkpoint to go on from; None for a new run."""
+
+
+def parse_train(args: Sequence[str]) -> Config:
+    """Turn the words after ``fastvae train`` into a configuration.
+
+    With --resume, options that are not given keep the values of the saved run, not the preset's.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        _print_usage()
+    if args[0].startswith("-"):
+        raise UserError(
+            f"the preset comes first: fastvae train PRESET {' '.join(args)} "
+            f"(presets: {', '.join(list_presets())})"
+        )
+    base, words = _base_config(args[0]), args[1:]
+    prog = f"fastvae train {args[0]}"
+    config = parse_options(Config, base, words, prog=prog, about=ABOUT + _preset_table())
+    if config.resume and args[0] in list_presets():
+        folder = find_run_folder(config)
+        if folder is not None:
+            saved = read_config(folder.config)
+            if saved.preset != config.preset:
+                raise UserError(
+                    f"resume: run folder {folder.path} was made from preset {saved.preset!r}, not "
+                    f"{config.preset!r}: run `fastvae train {folder.path} --resume`"
+                )
+            config = parse_options(Config, saved, words, prog=prog, about=ABOUT)
+            config = replace(config, name=folder.path.name, out=str(folder.path.parent))
+    return config
+
+
+def _base_config(word: str) -> Config:
+    """The configuration that a preset name, TOML file or run folder stands for."""
+    path = Path(word)
+    if word in list_presets():
+        return get_preset(word)
+    if (path / "config.toml").is_file():
+        return replace(read_config(path / "config.toml"), name=path.name, out=str(path.parent))
+    if path.suffix == ".toml" or path.is_file():
+        return _file_config(path)
+    if path.is_dir():
+        raise UserError(f"{path} is not a run folder (no config.toml in it)")
+    return get_preset(word)  # raises, naming the nearest
+
+
+def _file_config(path: Path) -> Config:
+    """A user's TOML file: what it leaves out comes from the preset that it names, if any."""
+    data = read_toml(path)
+    name = data.get("preset")
+    base = to_dict(get_preset(name)) if name in list_presets() else {}
+    for key, value in data.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            base[key] = base[key] | value
+        else:
+            base[key] = value
+    base.setdefault("preset", path.stem)
+    try:
+        return from_dict(Config, base)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _preset_table() -> str:
+    rows = (f"  {name:<14} {line}" for name, line in list_presets().items())
+    return "\nPresets:\n" + "\n".join(rows)
+
+
+def _print_usage() -> None:
+    """Help without a preset: usage, presets, and every option with the defaults of Config."""
+    print(f"usage: fastvae train PRESET [options]\n\n{ABOUT}{_preset_table()}\n")
+    print("Options, with the values they have when neither preset nor file says otherwise:\n")
+    parse_options(Config, Config(), ["--help"], prog="fastvae train PRESET", about="")
+    sys.exit(0)  # not reached: --help exits
+
+
+def choose_start(config: Config, world: World) -> Start:
+    """Decide the run folder and the checkpoint on the main rank and tell the others."""
+    answer: tuple[Start | None, str]
+    if world.is_main:
+        try:
+            answer = (_choose(config, world), "")
+        except UserError as error:
+            answer = (None, str(error))
+    else:
+        answer = (None, "")
+    start, error_text = world.broadcast(answer)
+    if start is None:
+        raise UserError(error_text)
+    return start
+
+
+def _choose(config: Config, world: World) -> Start:
+    if config.resume:
+        folder = find_run_folder(config)
+        if folder is not None:
+            return _resume(config, folder, world)
+        print("nothing to resume yet: starting a new run", flush=True)
+    folder = new_run_folder(config)
+    config = replace(config, precision=resolve_precision(config.precision, world.device))  # type: ignore[arg-type]
+    folder.begin(config)
+    return Start(config=config, folder=folder, checkpoint=None)
+
+
+def _resume(config: Config, folder: RunFolder, world: World) -> Start:
+    store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
+    path, damaged = store.newest_valid()
+    for line in damaged:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+    if path is None:
+        if damaged:
+            raise UserError(
+                f"resume: no undamaged checkpoint in {folder.checkpoints} (newest: {damaged[0]}); "
+                "start another run with --name"
+            )
+        print(f"no checkpoint in {folder.path} yet: starting it afresh", flush=True)
+        config = replace(config, precision=resolve_precision(config.precision, world.device))  # type: ignore[arg-type]
+        folder.begin(config)
+        return Start(config=config, folder=folder, checkpoint=None)
+    saved = read_config(path / "config.toml")
+    if config.precision == "auto":
+        config = replace(config, precision=saved.precision)
+    check_resumable(saved, config, path)
+    store.discard_after(int(path.name.removeprefix("step-")))
+    folder.begin(config)
+    return Start(config=config, folder=folder, checkpoint=path)
+
+
+# What weights and sample stream depend on. Other fields may change on resume, with a warning.
+_FIXED = ("seed", "batch_size", "model", "data")
+_FREE = ("name", "out", "resume", "preset", "log", "checkpoint", "device")
+
+
+def check_resumable(saved: Config, config: Config, path: Path) -> None:
+    """Compare configurations: a UserError for what cannot change, a warning for what can."""
+    for key, before, now in _differences(saved, config):
+        section = key.partition(".")[0]
+        if section in _FREE or key in ("data.root", "data.resident"):
+            continue
+        if section in _FIXED:
+            raise UserError(
+                f"resume: {key} is {now!r} but {path} was trained with {before!r}: drop the "
+                "option, or start another run with --name"
+            )
+        print(f"warning: resume: {key} changes from {before!r} to {now!r}", file=sys.stderr)
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ between two dataclasses of one type."""
+    found = []
+    for item in fields(a):
+        before, now = getattr(a, item.name), getattr(b, item.name)
+        if before == now:
+            continue
+        key = f"{prefix}{item.name}"
+        if hasattr(before, "__dataclass_fields__"):
+            found += _differences(before, now, f"{key}.")
+        else:
+            found.append((key, before, now))
+    return found

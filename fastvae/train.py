@@ -1,0 +1,262 @@
+"""Train a VAE: parse, set up, loop, checkpoint. Read this file first.
+
+    fastvae train PRESET [options]                                one process
+    torchrun --nproc_per_node=N -m fastvae.train PRESET [options]  N processes (GPUs)
+
+The loop computes the whole loss in one forward of ``Objective`` (which DDP wraps), reads the device
+only when it logs, and takes everything that varies with time (order, noise, learning rate, beta) as
+pure functions of the step, so that a resumed run repeats an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import fastvae
+from fastvae import figures, ops
+from fastvae.cli import run_command
+from fastvae.config import Config
+from fastvae.engine import checkpoint, distributed, precision, schedules
+from fastvae.engine.checkpoint import CheckpointStore
+from fastvae.engine.metrics import RunLog, Stopwatch
+from fastvae.engine.optim import set_learning_rate
+from fastvae.engine.signals import StopSignal
+from fastvae.errors import Diverged, Stopped
+from fastvae.estimate import Estimate, estimate
+from fastvae.models import count_parameters
+from fastvae.run import RunFolder
+from fastvae.start import Start, choose_start, parse_train
+from fastvae.trainer import Trainer, build, restore, save
+
+EVAL_BATCH = 500  # images per rank in an evaluation
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of ``fastvae train``, ``python -m fastvae.train`` and torchrun."""
+    run_command(lambda args: train(parse_train(args)), argv)
+
+
+def train(config: Config) -> Path:
+    """Train as configured and return the run folder."""
+    world = distributed.join(config.device)
+    try:
+        start = choose_start(config, world)
+        precision.set_backend_flags(
+            tf32=config.tf32, deterministic=config.deterministic, threads=config.threads
+        )
+        trainer = build(start.config, world)
+        run_training(trainer, start)
+        return start.folder.path
+    finally:
+        distributed.leave()
+
+
+def train_step(t: Trainer, step: int, watch: Stopwatch) -> dict[str, float]:
+    """One optimizer step over one global batch; nothing is read back from the device.
+
+    Returns the values of the schedules.
+    """
+    epoch_steps = {"total_steps": t.total_steps, "steps_per_epoch": t.plan.steps_per_epoch}
+    lr = schedules.learning_rate(t.config.optim, step, **epoch_steps)
+    beta = schedules.beta(t.config.kl, step, **epoch_steps)
+    set_learning_rate(t.optimizer, lr)
+    beta_tensor = torch.full((), beta, device=t.world.device)
+    noise_seed = ops.derive_seed(t.config.seed, "posterior")
+    losses, stats = [], []
+    for micro in range(t.config.accumulate):
+        since = time.perf_counter()
+        batch = t.loaders["train"].train_batch(t.plan, step, micro)
+        watch.data(since)
+        eps = ops.philox_normal(noise_seed, batch.ordinal, t.config.model.latent_dim)
+        last = micro == t.config.accumulate - 1
+        # DDP averages gradients over ranks in the last backward only; the others just add up.
+        ddp = t.objective if isinstance(t.objective, DistributedDataParallel) else None
+        with ddp.no_sync() if ddp and not last else contextlib.nullcontext():
+            loss, terms = t.objective(batch.x, eps, beta_tensor)
+            t.guard.backward(loss / t.config.accumulate)
+        losses.append(loss.detach())
+        stats.append(terms.mean(dim=1))
+    norm = t.guard.step()
+    t.ema.update(step)
+    nll, kl = torch.stack(stats).mean(dim=0)
+    t.meter.add([torch.stack(losses).mean(), nll, kl, norm])
+    return {"lr": lr, "beta": beta}
+
+
+def run_training(t: Trainer, start: Start) -> None:
+    """The loop: steps, logging, validation, checkpoints, and a last evaluation on the test set."""
+    config, world, folder = t.config, t.world, start.folder
+    store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
+    first = restore(t, start.checkpoint) if start.checkpoint else 0
+    log = RunLog(
+        folder.path,
+        world,
+        tensorboard=config.log.tensorboard,
+        start=first,
+        total=t.total_steps,
+    )
+    log.say(describe(t, folder, first))
+    signal = StopSignal(world)
+    watch = Stopwatch()
+    begin = time.perf_counter()
+    eval_every = max(1, round(config.log.eval_every * t.plan.steps_per_epoch))
+    image_every = round(config.log.image_every * t.plan.steps_per_epoch)
+    logged = first
+    try:
+        for step in range(first, t.total_steps):
+            t.objective.train()
+            values = train_step(t, step, watch)
+            done = step + 1
+            at_end = done == t.total_steps
+            shown = None
+            if done % config.log.every == 0 or at_end:
+                shown = log_training(t, log, done, values, watch, done - logged)
+                logged = done
+            if done % eval_every == 0 or at_end:
+                validate(t, log, store, done, values, begin)
+                watch.start()
+            elif config.checkpoint.every and done % config.checkpoint.every == 0:
+                save(t, store, done, best=False)
+            if at_end or (image_every and done % image_every == 0):
+                draw(t, log, folder, done)
+                watch.start()
+            log.advance(shown)
+            if signal.agreed() and not at_end:
+                save(t, store, done, best=False)
+                raise Stopped(
+                    f"stopped by {signal.name or 'a signal to another rank'} after step {done}; "
+                    f"checkpoint saved; go on with: fastvae train {folder.path} --resume"
+                )
+        finish(t, log, store, folder, begin)
+    finally:
+        signal.close()
+        log.close()
+
+
+def log_training(
+    t: Trainer, log: RunLog, done: int, values: dict[str, float], watch: Stopwatch, steps: int
+) -> dict[str, str]:
+    """Read the device once, write a line, stop when training has diverged."""
+    means = t.meter.read(t.world)
+    speed = watch.read(steps * t.config.batch_size)
+    skipped, streak = torch.stack((t.guard.skipped, t.guard.streak)).tolist()
+    epoch = done / t.plan.steps_per_epoch
+    log.scalars("train", done, {"epoch": epoch, **means, **values, **speed, "skipped": skipped})
+    if streak >= t.config.optim.max_nonfinite:
+        raise Diverged(
+            f"the last {streak:.0f} steps up to step {done} had a non-finite loss or gradient and "
+            f"were skipped; the weights are those before them. Lower optim.lr (now "
+            f"{t.config.optim.lr:g}), set optim.clip_norm, or use --precision fp32; "
+            "the last good checkpoint is kept"
+        )
+    shown = {name: f"{means[name]:.2f}" for name in ("loss", "nll", "kl")}
+    return {**shown, "img/s": f"{speed['images_per_s']:.0f}"}
+
+
+def evaluate_split(t: Trainer, split: str) -> Estimate:
+    """ELBO of a split with the averaged weights (when averaging is on), one sample per image."""
+    batches = t.loaders[split].evaluation_batches(EVAL_BATCH, t.world.size, t.world.rank)
+    with t.ema.applied():
+        return estimate(t.model, batches, t.world, seed=t.config.seed)
+
+
+def validate(
+    t: Trainer,
+    log: RunLog,
+    store: CheckpointStore,
+    done: int,
+    values: dict[str, float],
+    begin: float,
+) -> None:
+    """Evaluate on the validation split, print a line, save a checkpoint."""
+    result = evaluate_split(t, "val")
+    epoch = done / t.plan.steps_per_epoch
+    loss = result.nll + values["beta"] * result.kl
+    log.scalars("val", done, {"epoch": epoch, "loss": loss, **result.as_dict()})
+    # Compared at the final beta: while beta warms up, later losses would look worse than earlier.
+    final = result.nll + schedules.final_beta(t.config.kl) * result.kl
+    better = final < t.best
+    t.best = min(t.best, final)
+    log.say(
+        f"epoch {epoch:6.1f}  step {done:6d}  val loss {loss:8.2f}  "
+        f"-elbo {result.nelbo:8.2f}  nll {result.nll:8.2f}  kl {result.kl:6.2f} nats/image  "
+        f"{time.perf_counter() - begin:6.0f} s"
+        f"{'  *' if better else ''}"
+    )
+    save(t, store, done, best=better)
+
+
+def draw(t: Trainer, log: RunLog, folder: RunFolder, done: int) -> None:
+    """Write inputs above reconstructions, and prior samples."""
+    if not t.world.is_main:
+        return
+    count = min(t.config.log.images, len(t.loaders["val"].source))
+    t.model.eval()
+    with t.ema.applied():
+        x = t.loaders["val"].rows(torch.arange(count).numpy()).x
+        pictures = {
+            "reconstructions": figures.pairs(x, t.model.reconstruct(x)),
+            "samples": figures.grid(t.model.sample(count, seed=t.config.seed), 8),
+        }
+    for name, pixels in pictures.items():
+        figures.save_png(folder.images / f"{name}-{done:08d}.png", pixels)
+        figures.save_png(folder.images / f"{name}.png", pixels)
+        log.image(name, done, pixels)
+
+
+def finish(
+    t: Trainer, log: RunLog, store: CheckpointStore, folder: RunFolder, begin: float
+) -> None:
+    """Evaluate the best checkpoint on the test split, plot the curves, say where to look."""
+    if t.world.is_main:
+        saved = checkpoint.load((folder.checkpoints / "best").resolve(), weights_only=True)
+        weights = saved.ema or saved.model
+    else:
+        weights = t.model.state_dict()
+    t.model.load_state_dict(weights)
+    if t.world.size > 1:
+        for tensor in t.model.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
+    batches = t.loaders["test"].evaluation_batches(EVAL_BATCH, t.world.size, t.world.rank)
+    result = estimate(t.model, batches, t.world, seed=t.config.seed)
+    log.scalars("test", t.total_steps, result.as_dict())
+    if not t.world.is_main:
+        return
+    figures.save_curves(folder.metrics, folder.images / "curves.png")
+    log.say(
+        f"test -elbo {result.nelbo:.2f} nats/image ({result.bits_per_dim:.4f} bits/dim)  "
+        f"nll {result.nll:.2f}  kl {result.kl:.2f}  active units {result.active_units}"
+        f"/{t.config.model.latent_dim}  ({result.images} images, best checkpoint, targets: "
+        f"{t.config.data.binarize})\n"
+        f"done in {time.perf_counter() - begin:.0f} s; look at:\n"
+        f"  {folder.images / 'reconstructions.png'}   inputs above reconstructions\n"
+        f"  {folder.images / 'samples.png'}   images drawn from the prior\n"
+        f"  {folder.images / 'curves.png'}   loss, nll, kl over time\n"
+        f"  {folder.path / 'README.md'}   what everything in the run folder is\n"
+        f"next: fastvae evaluate {folder.path}"
+    )
+
+
+def describe(t: Trainer, folder: RunFolder, first: int) -> str:
+    """What is about to happen, for a person."""
+    config, sizes = t.config, {k: len(loader.source) for k, loader in t.loaders.items()}
+    return (
+        f"fastvae {fastvae.__version__}: preset {config.preset}, "
+        f"{count_parameters(t.model):,} parameters, {config.precision} on "
+        f"{t.world.size} x {t.world.device.type}\n"
+        f"data {config.data.dataset}: {sizes['train']:,} train, {sizes['val']:,} val, "
+        f"{sizes['test']:,} test images; {t.plan.steps_per_epoch} steps per epoch of "
+        f"{config.batch_size} images\n"
+        f"run folder {folder.path}, "
+        + (f"resumed at step {first} of {t.total_steps}" if first else f"{t.total_steps} steps")
+    )
+
+
+if __name__ == "__main__":
+    main()

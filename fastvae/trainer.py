@@ -1,0 +1,174 @@
+"""The trainer: everything the loop works with, how it is built, saved and restored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastvae import ops
+from fastvae.config import Config
+from fastvae.data.datasets import load_splits
+from fastvae.data.loader import Loader, Pixels
+from fastvae.data.plan import Plan
+from fastvae.data.sources.resident import ResidentSource
+from fastvae.engine import checkpoint, precision
+from fastvae.engine.checkpoint import CheckpointStore
+from fastvae.engine.distributed import World
+from fastvae.engine.ema import EMA
+from fastvae.engine.metrics import Meter
+from fastvae.engine.optim import GuardedStep, build_optimizer
+from fastvae.errors import UserError
+from fastvae.models import VAE, build_model
+from fastvae.objective import Objective
+from fastvae.run import config_text, environment, load_weights
+
+
+@dataclass
+class Trainer:
+    """Everything the loop works with; no logic."""
+
+    config: Config
+    world: World
+    plan: Plan
+    loaders: dict[str, Loader]
+    model: VAE
+    objective: nn.Module
+    """Objective, wrapped by DDP when there are several ranks."""
+    optimizer: torch.optim.Optimizer
+    guard: GuardedStep
+    ema: EMA
+    meter: Meter
+    total_steps: int
+    best: float = float("inf")
+    """Lowest validation loss so far (at the final beta), nats per image."""
+
+
+def build(config: Config, world: World) -> Trainer:
+    """Make data, model, optimizer and the rest from the configuration."""
+    torch.manual_seed(config.seed)
+    channels_last = config.channels_last and config.model.encoder != "mlp"
+    sources = load_splits(config.data)
+    shape = sources["train"].image_shape
+    if shape != config.model.image_shape:
+        raise UserError(
+            f"model.image_shape = {list(config.model.image_shape)} but the images of data set "
+            f"{config.data.dataset} are {list(shape)}: "
+            f"use --model.image-shape {' '.join(map(str, shape))}"
+        )
+    loaders = {
+        name: Loader(
+            place(source, config.data.resident, world.device),
+            Pixels(config.data, ops.derive_seed(config.seed, name)),
+            world.device,
+            channels_last=channels_last,
+        )
+        for name, source in sources.items()
+    }
+    plan = Plan(
+        n=len(sources["train"]),
+        batch_size=config.batch_size,
+        seed=ops.derive_seed(config.seed, "order"),
+        world_size=world.size,
+        rank=world.rank,
+        accumulate=config.accumulate,
+        tail=config.data.tail,
+    )
+    model = build_model(config.model).to(world.device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autocast = precision.DTYPES[config.precision]
+    objective: nn.Module = Objective(model, free_bits=config.kl.free_bits, autocast=autocast)
+    if config.compile:
+        objective.compile()
+    optimizer = build_optimizer(config.optim, model)
+    ema = EMA(model, config.optim.ema_decay)
+    if world.size > 1:
+        devices = [world.device.index] if world.device.type == "cuda" else None
+        objective = DistributedDataParallel(
+            objective, device_ids=devices, gradient_as_bucket_view=True
+        )
+    guard = GuardedStep(
+        optimizer,
+        clip_norm=config.optim.clip_norm,
+        scaler=precision.make_scaler(config.precision, world.device),
+        device=world.device,
+    )
+    # Weights come from the seed alone; what is random from here on (dropout) differs by rank.
+    torch.manual_seed(ops.derive_seed(config.seed, "rank", world.rank))
+    return Trainer(
+        config=config,
+        world=world,
+        plan=plan,
+        loaders=loaders,
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        guard=guard,
+        ema=ema,
+        meter=Meter(("loss", "nll", "kl", "grad_norm"), world.device),
+        total_steps=config.max_steps or config.epochs * plan.steps_per_epoch,
+    )
+
+
+def place(source: ResidentSource, where: str, device: torch.device) -> ResidentSource:
+    """Put a resident source in RAM or on the device (auto: when it takes less than 60% of what is
+    free there)."""
+    if where == "auto" and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        where = "device" if source.nbytes < 0.6 * free else "ram"
+    return source.to(device) if where == "device" else source
+
+
+def save(t: Trainer, store: CheckpointStore, done: int, *, best: bool) -> None:
+    """Save everything needed to go on after ``done`` steps."""
+    rng = t.world.gather(torch.get_rng_state())
+    cuda_rng = []
+    if t.world.device.type == "cuda":
+        cuda_rng = t.world.gather(torch.cuda.get_rng_state(t.world.device))
+    if t.world.is_main:
+        store.save(
+            done,
+            model=t.model.state_dict(),
+            ema=t.ema.state_dict(),
+            state={
+                "optimizer": t.optimizer.state_dict(),
+                "scaler": t.guard.scaler.state_dict(),
+                "guard": t.guard.state_dict(),
+                "rng": rng,
+                "cuda_rng": cuda_rng,
+                "plan": t.plan.state(),
+                "fingerprint": t.loaders["train"].source.fingerprint,
+                "best": t.best,
+            },
+            config_toml=config_text(t.config),
+            about={"versions": environment(), "best_val_loss": t.best},
+            best=best,
+        )
+    t.world.barrier()
+
+
+def restore(t: Trainer, path: Path) -> int:
+    """Load a checkpoint into the trainer and return the number of steps done."""
+    saved = checkpoint.load(path)
+    state = saved.state
+    if state["fingerprint"] != t.loaders["train"].source.fingerprint:
+        raise UserError(
+            f"resume: the training images differ from those of {path} "
+            "(data set or split changed); point --data.root at the same files"
+        )
+    load_weights(t.model, saved.model, path)
+    if t.ema.active:
+        t.ema.load_state_dict(saved.ema or saved.model)
+    t.optimizer.load_state_dict(state["optimizer"])
+    t.guard.scaler.load_state_dict(state["scaler"])
+    t.guard.load_state_dict(state["guard"])
+    t.best = state["best"]
+    if len(state["rng"]) == t.world.size:
+        torch.set_rng_state(state["rng"][t.world.rank])
+        if state["cuda_rng"] and t.world.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"][t.world.rank], t.world.device)
+    return saved.step
