@@ -43,8 +43,13 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def abandon(self) -> None:
+        """Remove the folder again if nothing has been written to it."""
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def begin(self, config: Config) -> None:
-        """Make the folder and write config.toml, environment.json and README.md."""
+        """Write config.toml, environment.json and README.md."""
         self.images.mkdir(parents=True, exist_ok=True)
         _replace_text(self.config, config_text(config))
         write_json(self.path / "environment.json", environment())
@@ -96,21 +101,32 @@ def _replace_text(path: Path, text: str) -> None:
 
 
 def new_run_folder(config: Config) -> RunFolder:
-    """Choose the folder of a new run: ``out/name``, or ``out/preset``, ``out/preset-2``, ..."""
+    """Make the folder of a new run: ``out/name``, or ``out/preset``, ``out/preset-2``, ...
+
+    It is made at once, empty, so that runs started together get different ones.
+    """
     out = Path(config.out)
-    if config.name:
-        path = out / config.name
-        if path.exists() and any(path.iterdir()):
-            raise UserError(
-                f"run folder {path} already exists: add --resume to go on with it, or give "
-                "another --name"
-            )
-        return RunFolder(path)
-    path, number = out / config.preset, 1
-    while path.exists():
-        number += 1
-        path = out / f"{config.preset}-{number}"
-    return RunFolder(path)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if config.name:
+            path = out / config.name
+            path.mkdir(exist_ok=True)
+            if any(path.iterdir()):
+                raise UserError(
+                    f"run folder {path} already exists: add --resume to go on with it, or give "
+                    "another --name"
+                )
+            return RunFolder(path)
+        number = 1
+        while True:
+            path = out / (config.preset if number == 1 else f"{config.preset}-{number}")
+            try:
+                path.mkdir()
+                return RunFolder(path)
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise UserError(f"cannot make a run folder in {out}: {error.strerror}") from None
 
 
 def find_run_folder(config: Config) -> RunFolder | None:

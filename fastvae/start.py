@@ -130,8 +130,12 @@ def _choose(config: Config, world: World) -> Start:
             return _resume(config, folder, world)
         print("nothing to resume yet: starting a new run", flush=True)
     folder = new_run_folder(config)
-    config = replace(config, precision=resolve_precision(config.precision, world.device))  # type: ignore[arg-type]
-    folder.begin(config)
+    return _new(config, folder, world)
+
+
+def _new(config: Config, folder: RunFolder, world: World) -> Start:
+    precision = resolve_precision(config.precision, world.device)
+    config = replace(config, precision=precision)  # type: ignore[arg-type]
     return Start(config=config, folder=folder, checkpoint=None)
 
 
@@ -147,15 +151,12 @@ def _resume(config: Config, folder: RunFolder, world: World) -> Start:
                 "start another run with --name"
             )
         print(f"no checkpoint in {folder.path} yet: starting it afresh", flush=True)
-        config = replace(config, precision=resolve_precision(config.precision, world.device))  # type: ignore[arg-type]
-        folder.begin(config)
-        return Start(config=config, folder=folder, checkpoint=None)
+        return _new(config, folder, world)
     saved = read_config(path / "config.toml")
     if config.precision == "auto":
         config = replace(config, precision=saved.precision)
     check_resumable(saved, config, path)
     store.discard_after(int(path.name.removeprefix("step-")))
-    folder.begin(config)
     return Start(config=config, folder=folder, checkpoint=path)
 
 

@@ -27,7 +27,7 @@ from fastvae.engine.checkpoint import CheckpointStore
 from fastvae.engine.metrics import RunLog, Stopwatch
 from fastvae.engine.optim import set_learning_rate
 from fastvae.engine.signals import StopSignal
-from fastvae.errors import Diverged, Stopped
+from fastvae.errors import Diverged, Stopped, UserError
 from fastvae.estimate import Estimate, estimate
 from fastvae.models import count_parameters
 from fastvae.run import RunFolder
@@ -50,7 +50,14 @@ def train(config: Config) -> Path:
         precision.set_backend_flags(
             tf32=config.tf32, deterministic=config.deterministic, threads=config.threads
         )
-        trainer = build(start.config, world)
+        try:
+            trainer = build(start.config, world)
+        except UserError:
+            if world.is_main:
+                start.folder.abandon()
+            raise
+        if world.is_main:
+            start.folder.begin(start.config)
         run_training(trainer, start)
         return start.folder.path
     finally:
