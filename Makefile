@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format clean
+.PHONY: help install train test bench lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,10 @@ train: $(STAMP) ## train the digits preset and say where the results are
 
 test: $(STAMP) ## run the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMP) ## measure speed side by side (CPU time; takes about a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-only \
+		--benchmark-timer=time.process_time --benchmark-columns=min,median,max,rounds
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -1,22 +1,12 @@
-"""``fastvae COMMAND ...``: the commands, and how each one ends (see ``fastvae/errors.py``)."""
+"""``fastvae COMMAND ...``: the commands."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
 
-from fastvae.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_DIVERGED,
-    EXIT_STOPPED,
-    Diverged,
-    Stopped,
-    UserError,
-    nearest,
-)
+from fastvae.command import run_command
+from fastvae.errors import UserError, nearest
 
 # Command -> (module whose main(argv) runs it, one line for the help).
 COMMANDS = {
@@ -45,27 +35,3 @@ def _dispatch(args: list[str]) -> None:
     if args[0] not in COMMANDS:
         raise UserError(f"unknown command {args[0]!r}{nearest(args[0], COMMANDS)}")
     importlib.import_module(COMMANDS[args[0]][0]).main(args[1:])
-
-
-def run_command(command: Callable[[list[str]], Any], argv: Sequence[str] | None) -> None:
-    """Run a command and turn its errors into one line and an exit code.
-
-    Under torchrun every rank fails alike; only the first one speaks.
-    """
-    args = list(sys.argv[1:] if argv is None else argv)
-    try:
-        command(args)
-    except UserError as error:
-        _end(f"fastvae: error: {error}", EXIT_BAD_INPUT)
-    except Diverged as error:
-        _end(f"fastvae: training diverged: {error}", EXIT_DIVERGED)
-    except Stopped as error:
-        _end(f"fastvae: {error}", EXIT_STOPPED)
-    except KeyboardInterrupt:
-        _end("fastvae: interrupted", 130)
-
-
-def _end(line: str, code: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
-        print(" ".join(line.split()), file=sys.stderr, flush=True)
-    sys.exit(code)

@@ -226,7 +226,7 @@ class LogConfig:
 class CheckpointConfig:
     """When checkpoints are saved and how many are kept."""
 
-    every: int = 0
+    every: int = 1000
     """Steps between two checkpoints, besides those at validations (0 = only those)."""
     keep: int = 3
     """Number of newest checkpoints to keep; the best one is kept besides."""

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from fastvae import ops
-from fastvae.cli import run_command
+from fastvae.command import run_command
 from fastvae.config import Config, DataConfig
 from fastvae.configio import parse_options
 from fastvae.data.datasets import load_splits

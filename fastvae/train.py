@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastvae
 from fastvae import figures, ops
-from fastvae.cli import run_command
+from fastvae.command import run_command
 from fastvae.config import Config
 from fastvae.engine import checkpoint, distributed, precision, schedules
 from fastvae.engine.checkpoint import CheckpointStore
@@ -30,7 +30,7 @@ from fastvae.engine.signals import StopSignal
 from fastvae.errors import Diverged, Stopped, UserError
 from fastvae.estimate import Estimate, estimate
 from fastvae.models import count_parameters
-from fastvae.run import RunFolder
+from fastvae.run import RunFolder, find_checkpoint
 from fastvae.start import Start, choose_start, parse_train
 from fastvae.trainer import Trainer, build, restore, save
 
@@ -109,6 +109,8 @@ def run_training(t: Trainer, start: Start) -> None:
         total=t.total_steps,
     )
     log.say(describe(t, folder, first))
+    if first >= t.total_steps:
+        log.say("nothing left to train: raise --epochs to go on")
     signal = StopSignal(world)
     watch = Stopwatch()
     begin = time.perf_counter()
@@ -222,7 +224,7 @@ def finish(
 ) -> None:
     """Evaluate the best checkpoint on the test split, plot the curves, say where to look."""
     if t.world.is_main:
-        saved = checkpoint.load((folder.checkpoints / "best").resolve(), weights_only=True)
+        saved = checkpoint.load(find_checkpoint(folder.path), weights_only=True)
         weights = saved.ema or saved.model
     else:
         weights = t.model.state_dict()

@@ -160,6 +160,11 @@ def restore(t: Trainer, path: Path) -> int:
             f"resume: the training images differ from those of {path} "
             "(data set or split changed); point --data.root at the same files"
         )
+    if state["plan"] != t.plan.state():
+        raise UserError(
+            f"resume: the order of samples was {state['plan']} in {path} and would now be "
+            f"{t.plan.state()}: use the options of the first start"
+        )
     load_weights(t.model, saved.model, path)
     if t.ema.active:
         t.ema.load_state_dict(saved.ema or saved.model)

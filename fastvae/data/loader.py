@@ -67,8 +67,10 @@ class Loader:
         weight: NDArray[np.float32] | None,
         epoch: int | None,
     ) -> Batch:
-        where = self._send(torch.from_numpy(index))
-        raw, label = self.source.gather(where.to(self.source.device))
+        rows = torch.from_numpy(index)
+        where = self._send(rows)
+        # The index goes to the bytes, never back from the device: that would wait for the GPU.
+        raw, label = self.source.gather(where if self.source.device == self.device else rows)
         raw = self._send(raw)
         x = self.pixels(raw, where, epoch).contiguous(memory_format=self.format)
         ones = torch.ones(len(index), device=self.device)

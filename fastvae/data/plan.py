@@ -9,7 +9,6 @@ takes its slice.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Literal
@@ -114,10 +113,6 @@ class Plan:
     def state(self) -> dict[str, int | str]:
         """What must not change for a resumed run to see the same stream."""
         return {name: getattr(self, name) for name in ("n", "batch_size", "seed", "tail")}
-
-    def on(self, *, world_size: int, rank: int) -> Plan:
-        """The same plan seen from another place in another world."""
-        return dataclasses.replace(self, world_size=world_size, rank=rank)
 
 
 def evaluation_slices(

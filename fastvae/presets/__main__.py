@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
-from fastvae.cli import run_command
+from fastvae.command import run_command
 from fastvae.configio import to_dict, to_toml
 from fastvae.errors import UserError
 from fastvae.presets.registry import describe_preset, get_preset, list_presets

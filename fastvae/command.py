@@ -1,0 +1,41 @@
+"""How every command ends: errors become one line and an exit code (see ``fastvae/errors.py``)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from fastvae.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DIVERGED,
+    EXIT_STOPPED,
+    Diverged,
+    Stopped,
+    UserError,
+)
+
+
+def run_command(command: Callable[[list[str]], Any], argv: Sequence[str] | None) -> None:
+    """Run a command and turn its errors into one line and an exit code.
+
+    Under torchrun every rank fails alike; only the first one speaks.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command(args)
+    except UserError as error:
+        _end(f"fastvae: error: {error}", EXIT_BAD_INPUT)
+    except Diverged as error:
+        _end(f"fastvae: training diverged: {error}", EXIT_DIVERGED)
+    except Stopped as error:
+        _end(f"fastvae: {error}", EXIT_STOPPED)
+    except KeyboardInterrupt:
+        _end("fastvae: interrupted", 130)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":
+        print(" ".join(line.split()), file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,80 @@
+"""What the README shows works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launch import ROOT, environment, run
+
+from fastvae.config import Config
+from fastvae.configio import parse_options
+from fastvae.data_tools import cli as data_cli
+from fastvae.evaluate import EvaluateConfig
+from fastvae.start import parse_train
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def shell_lines() -> list[str]:
+    """The commands of the shell blocks, without their comments."""
+    return [
+        line.partition("  #")[0].strip() for text in blocks("bash") for line in text.splitlines()
+    ]
+
+
+def test_python_block_runs_after_the_first_command(tmp_path: Path) -> None:
+    run("digits", "--max-steps", "30", "--out", tmp_path / "runs")
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("torch.Size([") == 3
+
+
+def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("digits", "--max-steps", "3", "--out", tmp_path / "runs", "--log.no-tensorboard")
+    monkeypatch.chdir(tmp_path)
+    seen = set()
+    for line in shell_lines():
+        words = shlex.split(line.replace(". .venv/bin/activate", ""))
+        if not words:
+            continue
+        if words[0] == "make":
+            targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+            assert re.search(rf"^{words[1]}:", targets, flags=re.MULTILINE), line
+        elif words[0] == "torchrun":
+            assert isinstance(parse_train(words[words.index("fastvae.train") + 1 :]), Config)
+        elif words[:2] == ["fastvae", "train"]:
+            assert isinstance(parse_train(words[2:]), Config)
+        elif words[:2] == ["fastvae", "evaluate"]:
+            parse_options(EvaluateConfig, EvaluateConfig(), words[3:], prog="", about="")
+        elif words[0] == "fastvae-data":
+            data_cli._parse(words[1:])
+        else:
+            assert words == ["fastvae", "presets"], f"a command that no test covers: {line}"
+        seen.add(" ".join(words[:2]))
+    assert {"make train", "make test", "fastvae train", "fastvae evaluate"} <= seen
+
+
+def test_files_that_are_named_exist() -> None:
+    for text in (README, (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
+        for name in re.findall(r"`((?:fastvae|kernels|data_tools|tests)/[\w/.]+)`", text):
+            assert (ROOT / name).exists(), name
+        for target in re.findall(r"\]\(([\w./-]+)\)", text):
+            assert (ROOT / target).exists(), target
