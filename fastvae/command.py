@@ -31,6 +31,10 @@ def run_command(command: Callable[[list[str]], Any], argv: Sequence[str] | None)
         _end(f"fastvae: training diverged: {error}", EXIT_DIVERGED)
     except Stopped as error:
         _end(f"fastvae: {error}", EXIT_STOPPED)
+    except BrokenPipeError:
+        # The reader (head, less) has gone. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         _end("fastvae: interrupted", 130)
 
