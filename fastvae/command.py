@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,9 @@ from fastvae.errors import (
     Stopped,
     UserError,
 )
+
+# What a user can mend: no space, quota, permission, read-only file system.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def run_command(command: Callable[[list[str]], Any], argv: Sequence[str] | None) -> None:
@@ -35,6 +39,11 @@ def run_command(command: Callable[[list[str]], Any], argv: Sequence[str] | None)
         # The reader (head, less) has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = error.filename or "the run folder"
+        _end(f"fastvae: error: cannot write {where}: {error.strerror}", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         _end("fastvae: interrupted", 130)
 

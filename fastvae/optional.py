@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 from fastvae.errors import UserError
@@ -42,9 +43,13 @@ def require_apex(name: str) -> type:
     what it lacks: ``apex.optimizers`` and the compiled extension ``amp_C``.
     """
     fix = f"install NVIDIA's (needs a CUDA build of torch and nvcc): {APEX_INSTALL}"
-    if importlib.util.find_spec("apex") is None:
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
         raise UserError(f"NVIDIA apex is not installed, so {name} is not available; {fix}")
-    if importlib.util.find_spec("apex.optimizers") is None:
+    # Looked up on disk: find_spec("apex.optimizers") would run the impostor's code, which fails on
+    # packages of its own that are missing.
+    places = [Path(place) / "optimizers" for place in spec.submodule_search_locations or []]
+    if not any(place.is_dir() for place in places):
         raise UserError(
             "the installed 'apex' is PyPI's Pyramid web toolkit, another project with the same "
             f"name, not NVIDIA apex: pip uninstall apex, then {fix}"

@@ -41,6 +41,18 @@ def test_two_ranks_are_deterministic(tmp_path: Path) -> None:
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+def test_resume_with_another_number_of_ranks(tmp_path: Path) -> None:
+    """The stream goes on where it was: the plan does not depend on the number of ranks."""
+    words = ("digits", "--optim.schedule", "constant", "--optim.warmup", "0", "--out", tmp_path)
+    words = (*words, "--log.every", "1")
+    run(*words, "--name", "whole", "--max-steps", "40")
+    run(*words, "--name", "parts", "--max-steps", "15", ranks=2)
+    run(*words, "--name", "parts", "--max-steps", "40", "--resume")
+    expected = [entry["loss"] for entry in metrics(tmp_path / "whole", "train")]
+    found = [entry["loss"] for entry in metrics(tmp_path / "parts", "train")]
+    assert found == pytest.approx(expected, rel=2e-5)
+
+
 def test_evaluate_under_torchrun(tmp_path: Path) -> None:
     run(*OPTIONS, "--out", tmp_path, "--name", "run")
     words = (tmp_path / "run", "--samples", "7")

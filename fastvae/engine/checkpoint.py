@@ -79,16 +79,14 @@ class CheckpointStore:
         if not target.exists():
             temporary = self.folder / f".tmp-{target.name}"
             temporary.mkdir()
-            _save_weights(temporary / "model.safetensors", model)
-            if ema:
-                _save_weights(temporary / "ema.safetensors", ema)
-            torch.save(state, temporary / "state.pt")
-            (temporary / "config.toml").write_text(config_toml, encoding="utf-8")
-            files = {p.name: _describe(p) for p in sorted(temporary.iterdir())}
-            meta = {"format": FORMAT, "step": step, **about, "files": files}
-            (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-            for path in (*temporary.iterdir(), temporary):
-                _fsync(path)
+            try:
+                _write(temporary, step, model, ema, state, config_toml, about)
+            except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise UserError(
+                    f"cannot write checkpoint {target}: {error}: mend that (disk full?), then go "
+                    "on with --resume from the one before"
+                ) from error
             temporary.rename(target)
         self._point("last", target)
         if best:
@@ -138,6 +136,28 @@ class CheckpointStore:
         """Remove damaged checkpoints that are newer than the one resumed from."""
         for newer in [s for s in self.steps() if s > step]:
             shutil.rmtree(self.folder / f"step-{newer:08d}")
+
+
+def _write(
+    folder: Path,
+    step: int,
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    state: dict[str, Any],
+    config_toml: str,
+    about: dict[str, Any],
+) -> None:
+    """Write all files of a checkpoint into ``folder`` and flush them to disk."""
+    _save_weights(folder / "model.safetensors", model)
+    if ema:
+        _save_weights(folder / "ema.safetensors", ema)
+    torch.save(state, folder / "state.pt")
+    (folder / "config.toml").write_text(config_toml, encoding="utf-8")
+    files = {p.name: _describe(p) for p in sorted(folder.iterdir())}
+    meta = {"format": FORMAT, "step": step, **about, "files": files}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        _fsync(path)
 
 
 def _step_of(name: str) -> int:
