@@ -1,0 +1,181 @@
+"""The objective against torch.distributions, in float64, under autocast and compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from fastvae.config import ModelConfig
+from fastvae.models import VAE, build_model
+from fastvae.objective import Objective
+
+SHAPE = (1, 8, 8)
+
+
+def make(**fields: Any) -> VAE:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        **{
+            "image_shape": SHAPE,
+            "latent_dim": 5,
+            "channels": (4, 6),
+            "hidden": (16,),
+            "hidden_blocks": 1,
+            **fields,
+        }
+    )
+    model = build_model(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def batch(dtype: torch.dtype = torch.float32, count: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.rand(count, *SHAPE, generator=generator) > 0.5).to(dtype)
+    return x, torch.randn(count, 5, generator=generator).to(dtype)
+
+
+def reference(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """nll (B,) and KL (B, Z) from torch.distributions."""
+    mean, logvar = model.encoder(x)
+    q = Normal(mean, (logvar / 2).exp())
+    logits = model.decoder(mean + q.scale * eps)
+    nll = -Bernoulli(logits=logits).log_prob(x).sum(dim=(1, 2, 3))
+    return nll, kl_divergence(q, Normal(torch.zeros_like(mean), torch.ones_like(mean)))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
+def test_terms_are_those_of_torch_distributions(beta: float) -> None:
+    model = make().double()
+    x, eps = batch(torch.float64)
+    objective = Objective(model, free_bits=0.0, autocast=None)
+    loss, terms = objective(x, eps, torch.tensor(beta, dtype=torch.float64))
+    nll, kl = reference(model, x, eps)
+    torch.testing.assert_close(terms[0], nll.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(terms[1], kl.sum(dim=1).detach(), rtol=1e-10, atol=1e-12)
+    expected = (nll + beta * kl.sum(dim=1)).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    assert loss.shape == ()
+    assert not terms.requires_grad
+    expected_grads = torch.autograd.grad(expected, list(model.parameters()))
+    for have, want in zip(
+        torch.autograd.grad(loss, list(model.parameters())), expected_grads, strict=True
+    ):
+        torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-10)
+
+
+def test_grey_targets_are_bernoulli_means() -> None:
+    """The cross-entropy with target t is t times that of 1 plus (1 - t) times that of 0."""
+    model = make().double()
+    x, eps = batch(torch.float64)
+    grey = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)).double()
+    logits = model.decoder(eps)
+    q = Bernoulli(logits=logits)
+    expected = -(grey * q.log_prob(torch.ones_like(x)) + (1 - grey) * q.log_prob(x * 0))
+    nll = model.likelihood.nll(logits, grey)
+    torch.testing.assert_close(nll, expected.sum(dim=(1, 2, 3)), rtol=1e-12, atol=1e-12)
+
+
+def test_nll_of_extreme_logits_is_finite() -> None:
+    model = make()
+    logits = torch.tensor([1e4, -1e4]).view(1, 1, 1, 2).requires_grad_()
+    nll = model.likelihood.nll(logits, torch.tensor([1.0, 1.0]).view(1, 1, 1, 2))
+    assert nll.item() == 1e4
+    nll.sum().backward()
+    assert logits.grad.flatten().tolist() == [0.0, -1.0]
+
+
+@pytest.mark.parametrize("free_bits", [0.01, 0.5, 100.0])
+def test_free_bits(free_bits: float) -> None:
+    model = make().double()
+    x, eps = batch(torch.float64)
+    objective = Objective(model, free_bits=free_bits, autocast=None)
+    loss, terms = objective(x, eps, torch.tensor(0.7, dtype=torch.float64))
+    nll, kl = reference(model, x, eps)
+    per_latent = [max(free_bits, float(v)) for v in kl.detach().mean(dim=0)]
+    assert loss.item() == pytest.approx(nll.mean().item() + 0.7 * sum(per_latent), rel=1e-12)
+    # What is logged is the true KL.
+    torch.testing.assert_close(terms[1], kl.sum(dim=1).detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_free_bits_take_the_gradient_from_latents_below() -> None:
+    model = make(encoder="mlp", decoder="mlp").double()
+    x, eps = batch(torch.float64)
+    with torch.no_grad():  # latent 0 far from the prior, the others on it; the decoder is blind
+        model.encoder.head.weight.zero_()
+        model.encoder.head.bias.zero_()
+        model.encoder.head.bias[0] = 3.0
+        model.decoder.head.weight.zero_()
+    objective = Objective(model, free_bits=0.25, autocast=None)
+    objective(x, eps, torch.ones((), dtype=torch.float64))[0].backward()
+    grad = model.encoder.head.bias.grad
+    assert grad[0].item() == pytest.approx(3.0)
+    assert grad[1:].abs().max() == 0.0
+
+
+@pytest.mark.parametrize("decoder", ["conv", "mlp"])
+def test_losses_are_float32_under_autocast(decoder: str) -> None:
+    model = make(encoder=decoder, decoder=decoder)
+    x, eps = batch()
+    plain, plain_terms = Objective(model, free_bits=0.0, autocast=None)(x, eps, torch.ones(()))
+    half = Objective(model, free_bits=0.0, autocast=torch.bfloat16)
+    seen = []
+    model.decoder.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    loss, terms = half(x, eps, torch.ones(()))
+    assert seen == [torch.bfloat16]
+    assert (loss.dtype, terms.dtype) == (torch.float32, torch.float32)
+    assert not torch.equal(loss, plain)
+    torch.testing.assert_close(loss, plain, rtol=0.02, atol=0.0)
+    torch.testing.assert_close(terms, plain_terms, rtol=0.05, atol=0.5)
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    # The sums themselves are in float32: they are not multiples of bf16's steps.
+    assert not torch.equal(terms[0], terms[0].bfloat16().float())
+
+
+def test_callers_autocast_does_not_reach_the_losses() -> None:
+    model = make()
+    x, eps = batch()
+    objective = Objective(model, free_bits=0.0, autocast=None)
+    plain = objective(x, eps, torch.ones(()))[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(objective(x, eps, torch.ones(()))[0], plain)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("free_bits", [0.0, 0.3])
+def test_compiled_objective_is_the_same(free_bits: float, autocast: torch.dtype | None) -> None:
+    torch._dynamo.reset()
+    model = make()
+    x, eps = batch()
+    beta = torch.tensor(0.7)
+    objective = Objective(model, free_bits=free_bits, autocast=autocast)
+    loss, terms = objective(x, eps, beta)
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
+    again, terms_again = compiled(x, eps, beta)
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(terms_again, terms)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if autocast is None else {"rtol": 0.05, "atol": 0.05}
+    grads = torch.autograd.grad(again, list(model.parameters()))
+    for have, want in zip(grads, expected, strict=True):
+        torch.testing.assert_close(have, want, **tolerance)
+
+
+def test_beta_is_no_constant_of_the_compiled_graph() -> None:
+    torch._dynamo.reset()
+    model = make(encoder="mlp", decoder="mlp")
+    x, eps = batch()
+    objective = Objective(model, free_bits=0.0, autocast=None)
+    compiled = torch.compile(objective, backend="eager", fullgraph=True)
+    torch._dynamo.utils.counters.clear()
+    for value in (0.1, 0.2, 0.9):
+        beta = torch.full((), value)
+        torch.testing.assert_close(compiled(x, eps, beta)[0], objective(x, eps, beta)[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
