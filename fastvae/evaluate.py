@@ -115,9 +115,11 @@ def evaluate_model(
         )
     pixels = Pixels(data, ops.derive_seed(trained.seed, options.split))
     loader = Loader(source, pixels, world.device)
-    batches = loader.evaluation_batches(options.batch_size, world.size, world.rank)
+    batch = min(options.batch_size, options.rows)
+    batches = loader.evaluation_batches(batch, world.size, world.rank)
     quiet = not (world.is_main and sys.stderr.isatty())
-    with tqdm(total=len(source), unit="image", disable=quiet, leave=False) as bar:
+    count = len(source)
+    with tqdm(total=count, unit="image", disable=quiet, leave=False) as bar:
         return estimate(
             model,
             batches,
@@ -125,7 +127,7 @@ def evaluate_model(
             seed=options.seed,
             samples=options.samples,
             rows=options.rows,
-            progress=bar.update,
+            progress=lambda images: bar.update(min(images, count - bar.n)),
         )
 
 

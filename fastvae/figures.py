@@ -22,6 +22,8 @@ _MIN_SIDE = 48  # an image is enlarged by a whole factor until its side has this
 
 def grid(images: Tensor, columns: int) -> Pixels:
     """Lay images out in rows. Shapes: images (N, C, H, W) in [0, 1]; returns (H', W', 3) uint8."""
+    if images.shape[1] not in (1, 3):  # show the first channels of what is neither grey nor RGB
+        images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
     n, c, h, w = images.shape
     rows = math.ceil(n / columns)
     canvas = torch.ones(rows * columns, c, h + _GAP, w + _GAP)
@@ -64,10 +66,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def save_curves(metrics: Path, path: Path) -> None:
     """Plot metrics.jsonl: loss, nll, kl, and the schedules over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: it would change the caller's backend
 
     lines = read_metrics(metrics)
     panels = [
@@ -78,7 +77,8 @@ def save_curves(metrics: Path, path: Path) -> None:
         ("lr", "learning rate"),
         ("images_per_s", "images/s"),
     ]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    axes = figure.subplots(2, 3)
     for axis, (key, title) in zip(axes.flat, panels, strict=True):
         for kind, style in (("train", "-"), ("val", "o-")):
             points = [
@@ -95,9 +95,9 @@ def save_curves(metrics: Path, path: Path) -> None:
         # The first steps are off the scale: show from a little below the best to the start.
         low, high = min(losses), max(losses)
         axes.flat[0].set_ylim(low - 0.1 * (high - low) - 1.0, high + 0.5 * (high - low) + 1.0)
-    axes.flat[0].legend()
+    if axes.flat[0].lines:
+        axes.flat[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, dpi=90, format="png")
-    plt.close(figure)
     temporary.replace(path)

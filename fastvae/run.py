@@ -146,12 +146,12 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
     Args:
         which: for a run folder, ``best``, ``last`` or the name of a checkpoint (``step-00000100``).
     """
-    if (path / "meta.json").is_file() or re.fullmatch(r"step-\d+", path.name):
-        chosen = path
-    elif (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir():
         chosen = path / "checkpoints" / which
         if which == "best" and not chosen.exists():
             chosen = path / "checkpoints" / "last"
+    elif (path / "meta.json").is_file() or path.parent.name == "checkpoints":
+        chosen = path
     else:
         raise UserError(f"{path} is neither a run folder nor a checkpoint (no checkpoints/ in it)")
     if not chosen.exists():

@@ -109,18 +109,7 @@ def _print_usage() -> None:
 
 def choose_start(config: Config, world: World) -> Start:
     """Decide the run folder and the checkpoint on the main rank and tell the others."""
-    answer: tuple[Start | None, str]
-    if world.is_main:
-        try:
-            answer = (_choose(config, world), "")
-        except UserError as error:
-            answer = (None, str(error))
-    else:
-        answer = (None, "")
-    start, error_text = world.broadcast(answer)
-    if start is None:
-        raise UserError(error_text)
-    return start
+    return world.on_main(lambda: _choose(config, world))
 
 
 def _choose(config: Config, world: World) -> Start:
@@ -156,12 +145,12 @@ def _resume(config: Config, folder: RunFolder, world: World) -> Start:
     if config.precision == "auto":
         config = replace(config, precision=saved.precision)
     check_resumable(saved, config, path)
-    store.discard_after(int(path.name.removeprefix("step-")))
+    store.set_aside_after(int(path.name.removeprefix("step-")))
     return Start(config=config, folder=folder, checkpoint=path)
 
 
 # What weights and sample stream depend on. Other fields may change on resume, with a warning.
-_FIXED = ("seed", "batch_size", "model", "data")
+_FIXED = ("seed", "batch_size", "model", "data", "optim.optimizer")
 _FREE = ("name", "out", "resume", "preset", "log", "checkpoint", "device")
 
 
@@ -171,7 +160,7 @@ def check_resumable(saved: Config, config: Config, path: Path) -> None:
         section = key.partition(".")[0]
         if section in _FREE or key in ("data.root", "data.resident"):
             continue
-        if section in _FIXED:
+        if section in _FIXED or key in _FIXED:
             raise UserError(
                 f"resume: {key} is {now!r} but {path} was trained with {before!r}: drop the "
                 "option, or start another run with --name"

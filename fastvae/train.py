@@ -22,7 +22,7 @@ import fastvae
 from fastvae import figures, ops
 from fastvae.command import run_command
 from fastvae.config import Config
-from fastvae.engine import checkpoint, distributed, precision, schedules
+from fastvae.engine import checkpoint, distributed, precision
 from fastvae.engine.checkpoint import CheckpointStore
 from fastvae.engine.metrics import RunLog, Stopwatch
 from fastvae.engine.optim import set_learning_rate
@@ -31,7 +31,7 @@ from fastvae.errors import Diverged, Stopped, UserError
 from fastvae.estimate import Estimate, estimate
 from fastvae.models import count_parameters
 from fastvae.run import RunFolder, find_checkpoint
-from fastvae.start import Start, choose_start, parse_train
+from fastvae.start import choose_start, parse_train
 from fastvae.trainer import Trainer, build, restore, save
 
 EVAL_BATCH = 500  # images per rank in an evaluation
@@ -56,9 +56,11 @@ def train(config: Config) -> Path:
             if world.is_main:
                 start.folder.abandon()
             raise
+        store = CheckpointStore(start.folder.checkpoints, config.checkpoint.keep)
+        first = restore(trainer, store, start.checkpoint) if start.checkpoint else 0
         if world.is_main:
             start.folder.begin(start.config)
-        run_training(trainer, start)
+        run_training(trainer, start.folder, store, first)
         return start.folder.path
     finally:
         distributed.leave()
@@ -69,9 +71,7 @@ def train_step(t: Trainer, step: int, watch: Stopwatch) -> dict[str, float]:
 
     Returns the values of the schedules.
     """
-    epoch_steps = {"total_steps": t.total_steps, "steps_per_epoch": t.plan.steps_per_epoch}
-    lr = schedules.learning_rate(t.config.optim, step, **epoch_steps)
-    beta = schedules.beta(t.config.kl, step, **epoch_steps)
+    lr, beta = t.learning_rate_at(step), t.beta_at(step)
     set_learning_rate(t.optimizer, lr)
     beta_tensor = torch.full((), beta, device=t.world.device)
     noise_seed = ops.derive_seed(t.config.seed, "posterior")
@@ -96,11 +96,9 @@ def train_step(t: Trainer, step: int, watch: Stopwatch) -> dict[str, float]:
     return {"lr": lr, "beta": beta}
 
 
-def run_training(t: Trainer, start: Start) -> None:
+def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: int) -> None:
     """The loop: steps, logging, validation, checkpoints, and a last evaluation on the test set."""
-    config, world, folder = t.config, t.world, start.folder
-    store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
-    first = restore(t, start.checkpoint) if start.checkpoint else 0
+    config, world = t.config, t.world
     log = RunLog(
         folder.path,
         world,
@@ -189,9 +187,10 @@ def validate(
     loss = result.nll + values["beta"] * result.kl
     log.scalars("val", done, {"epoch": epoch, "loss": loss, **result.as_dict()})
     # Compared at the final beta: while beta warms up, later losses would look worse than earlier.
-    final = result.nll + schedules.final_beta(t.config.kl) * result.kl
+    final = result.nll + t.beta_at(t.total_steps - 1) * result.kl
     better = final < t.best
-    t.best = min(t.best, final)
+    if better:
+        t.best, t.best_step = final, done
     log.say(
         f"epoch {epoch:6.1f}  step {done:6d}  val loss {loss:8.2f}  "
         f"-elbo {result.nelbo:8.2f}  nll {result.nll:8.2f}  kl {result.kl:6.2f} nats/image  "
@@ -223,12 +222,12 @@ def finish(
     t: Trainer, log: RunLog, store: CheckpointStore, folder: RunFolder, begin: float
 ) -> None:
     """Evaluate the best checkpoint on the test split, plot the curves, say where to look."""
-    if t.world.is_main:
+
+    def load_best() -> None:
         saved = checkpoint.load(find_checkpoint(folder.path), weights_only=True)
-        weights = saved.ema or saved.model
-    else:
-        weights = t.model.state_dict()
-    t.model.load_state_dict(weights)
+        t.model.load_state_dict(saved.ema or saved.model)
+
+    t.world.on_main(load_best)
     if t.world.size > 1:
         for tensor in t.model.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)

@@ -15,7 +15,7 @@ from fastvae.data.datasets import load_splits
 from fastvae.data.loader import Loader, Pixels
 from fastvae.data.plan import Plan
 from fastvae.data.sources.resident import ResidentSource
-from fastvae.engine import checkpoint, precision
+from fastvae.engine import checkpoint, precision, schedules
 from fastvae.engine.checkpoint import CheckpointStore
 from fastvae.engine.distributed import World
 from fastvae.engine.ema import EMA
@@ -45,6 +45,26 @@ class Trainer:
     total_steps: int
     best: float = float("inf")
     """Lowest validation loss so far (at the final beta), nats per image."""
+    best_step: int = 0
+    """Steps done when that was measured."""
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a training step."""
+        return schedules.learning_rate(
+            self.config.optim,
+            step,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.plan.steps_per_epoch,
+        )
+
+    def beta_at(self, step: int) -> float:
+        """Weight of the KL term at a training step."""
+        return schedules.beta(
+            self.config.kl,
+            step,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.plan.steps_per_epoch,
+        )
 
 
 def build(config: Config, world: World) -> Trainer:
@@ -129,7 +149,8 @@ def save(t: Trainer, store: CheckpointStore, done: int, *, best: bool) -> None:
     cuda_rng = []
     if t.world.device.type == "cuda":
         cuda_rng = t.world.gather(torch.cuda.get_rng_state(t.world.device))
-    if t.world.is_main:
+
+    def write() -> None:
         store.save(
             done,
             model=t.model.state_dict(),
@@ -143,15 +164,17 @@ def save(t: Trainer, store: CheckpointStore, done: int, *, best: bool) -> None:
                 "plan": t.plan.state(),
                 "fingerprint": t.loaders["train"].source.fingerprint,
                 "best": t.best,
+                "best_step": t.best_step,
             },
             config_toml=config_text(t.config),
-            about={"versions": environment(), "best_val_loss": t.best},
+            about={"best_val_loss": t.best, "versions": environment()},
             best=best,
         )
-    t.world.barrier()
+
+    t.world.on_main(write)
 
 
-def restore(t: Trainer, path: Path) -> int:
+def restore(t: Trainer, store: CheckpointStore, path: Path) -> int:
     """Load a checkpoint into the trainer and return the number of steps done."""
     saved = checkpoint.load(path)
     state = saved.state
@@ -168,12 +191,19 @@ def restore(t: Trainer, path: Path) -> int:
     load_weights(t.model, saved.model, path)
     if t.ema.active:
         t.ema.load_state_dict(saved.ema or saved.model)
+    # Options of the optimizer are this start's (a warning has named what changed), not the saved.
+    options = [{k: v for k, v in g.items() if k != "params"} for g in t.optimizer.param_groups]
     t.optimizer.load_state_dict(state["optimizer"])
-    t.guard.scaler.load_state_dict(state["scaler"])
+    for group, fresh in zip(t.optimizer.param_groups, options, strict=True):
+        group.update(fresh)
+    if state["scaler"] and t.guard.scaler.is_enabled():
+        t.guard.scaler.load_state_dict(state["scaler"])
     t.guard.load_state_dict(state["guard"])
-    t.best = state["best"]
     if len(state["rng"]) == t.world.size:
         torch.set_rng_state(state["rng"][t.world.rank])
         if state["cuda_rng"] and t.world.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"][t.world.rank], t.world.device)
+    # A kill can fall between a checkpoint and the links to it.
+    if t.world.on_main(lambda: store.relink(saved.step, state["best_step"])):
+        t.best, t.best_step = state["best"], state["best_step"]
     return saved.step

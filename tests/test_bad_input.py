@@ -148,6 +148,13 @@ def test_resume_with_a_changed_stream(capsys: pytest.CaptureFixture[str], copied
     assert "batch_size is 32 but" in line
 
 
+def test_resume_with_another_optimizer(capsys: pytest.CaptureFixture[str], copied: Path) -> None:
+    before = (copied / "config.toml").read_text()
+    line = fails(capsys, "train", copied, "--resume", "--optimizer", "rmsprop")
+    assert "optim.optimizer is 'rmsprop' but" in line
+    assert (copied / "config.toml").read_text() == before, "a failed start changes nothing"
+
+
 def test_resume_when_every_checkpoint_is_damaged(
     capsys: pytest.CaptureFixture[str], copied: Path
 ) -> None:

@@ -210,19 +210,13 @@ def garbage_meta(text: str) -> Callable[[Path], str]:
     return damage
 
 
-def other_format(path: Path) -> str:
-    meta = json.loads((path / "meta.json").read_text())
-    (path / "meta.json").write_text(json.dumps({**meta, "format": 99}))
-    return "format 99"
-
-
 DAMAGES = [
     truncate,
     flip_a_byte,
     remove_ema,
     remove_meta,
     *map(garbage_meta, ("", "{", "[]", "null", "{}", '{"files": 3}', "\xff\xfe", "\0\0\0")),
-    other_format,
+    garbage_meta('{"format": 1, "step": 20, "files": {}}'),
 ]
 
 
@@ -266,13 +260,36 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "none", keep=2).newest_valid() == (None, [])
 
 
-def test_discarding_the_damaged_makes_room(store: CheckpointStore) -> None:
+def test_setting_the_damaged_aside_makes_room(store: CheckpointStore) -> None:
     save(store, 10, best=True)
-    truncate(save(store, 20))
-    store.discard_after(10)
-    assert store.steps() == [10]
+    for _ in range(2):
+        truncate(save(store, 20))
+        store.set_aside_after(10)
+        assert store.steps() == [10]
+        assert (store.folder / "damaged-step-00000020").is_dir()
     save(store, 20)
     assert verify(store.folder / "last")["step"] == 20
+
+
+def test_another_format_is_refused_and_not_called_damaged(store: CheckpointStore) -> None:
+    """Older code must not push aside what newer code wrote."""
+    save(store, 10)
+    path = save(store, 20)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "format": 99}))
+    with pytest.raises(UserError, match="has format 99"):
+        store.newest_valid()
+
+
+def test_relinking_mends_what_a_kill_left(store: CheckpointStore) -> None:
+    for step in (10, 20, 30):
+        save(store, step, best=step == 10)
+    (store.folder / "last").unlink()
+    assert store.relink(30, 20)
+    assert verify(store.folder / "last")["step"] == 30
+    assert verify(store.folder / "best")["step"] == 20
+    assert not store.relink(30, 15)
+    assert not (store.folder / "best").exists()
 
 
 # ---------------------------------------------------------------------------------- a kill

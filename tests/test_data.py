@@ -205,7 +205,9 @@ def test_mnist_labels_stay_with_their_images(tmp_path: Path) -> None:
 
 def test_mnist_missing_folder(tmp_path: Path) -> None:
     root = tmp_path / "nowhere"
-    fails(lambda: load_splits(mnist_config(root)), root, f"fastvae-data download mnist --root {root}")
+    fails(
+        lambda: load_splits(mnist_config(root)), root, f"fastvae-data download mnist --root {root}"
+    )
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from typing import Literal
 
 import numpy as np
@@ -84,7 +84,7 @@ def test_permute_of_more_samples_than_memory_could_hold() -> None:
     assert 0.4 < got.mean() / n < 0.6
 
 
-@pytest.mark.parametrize(("n", "draws"), [(3, 200), (16, 600), (17, 600), (60, 800)])
+@pytest.mark.parametrize(("n", "draws"), [(3, 60), (16, 300), (17, 300), (60, 600)])
 @pytest.mark.parametrize("vary", ["seed", "epoch"])
 def test_each_sample_is_equally_likely_at_each_position(n: int, draws: int, vary: str) -> None:
     """Chi-square of the position x sample table; its margins are fixed, so (n - 1)^2 degrees."""
@@ -106,9 +106,9 @@ def test_positions_are_uniform_in_a_larger_set(position: int) -> None:
 
 
 def test_all_orders_of_four_samples_are_equally_likely() -> None:
-    seen = Counter(tuple(whole(4, seed, epoch)) for seed in range(20) for epoch in range(36))
+    seen = Counter(tuple(whole(4, seed, epoch)) for seed in range(10) for epoch in range(24))
     counts = [seen[order] for order in permutations(range(4))]
-    assert sum(counts) == 720
+    assert sum(counts) == 240
     assert 1e-3 < stats.chisquare(counts).pvalue < 1 - 1e-3
 
 
@@ -125,7 +125,7 @@ def test_epochs_share_as_few_places_as_chance_gives(n: int) -> None:
     """Fixed points between epochs, and neighbours that stay neighbours: one each, on average."""
     epochs = 300
     orders = [whole(n, 7, epoch) for epoch in range(epochs + 1)]
-    same = sum(int((a == b).sum()) for a, b in zip(orders, orders[1:], strict=False))
+    same = sum(int((a == b).sum()) for a, b in pairwise(orders))
     fixed = sum(int((order == np.arange(n)).sum()) for order in orders[:-1])
     follow = sum(int((np.diff(order) == 1).sum()) for order in orders[:-1])
     for count in (same, fixed, follow):
@@ -233,7 +233,7 @@ def test_state_names_what_the_stream_depends_on() -> None:
     plan = Plan(n=100, batch_size=24, seed=9)
     base = plan.state()
     for change in ({"n": 101}, {"batch_size": 12}, {"seed": 8}, {"tail": "wrap"}):
-        assert dataclasses.replace(plan, **change).state() != base  # type: ignore[arg-type]
+        assert dataclasses.replace(plan, **change).state() != base
 
 
 def test_late_steps_cost_what_early_ones_do() -> None:
@@ -241,7 +241,7 @@ def test_late_steps_cost_what_early_ones_do() -> None:
     for step in (10**9, 2**40, 10**15):
         index, ordinal = plan.micro(step, 0)
         assert len(set(index.tolist())) == 64
-        assert 0 <= index.min()
+        assert index.min() >= 0
         assert index.max() < 60_000
         assert ordinal.tolist() == list(range(step * 128 + 64, step * 128 + 128))
     epoch = 10**9 // plan.steps_per_epoch

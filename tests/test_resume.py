@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from launch import command, environment, metrics, run, weights
 
 STEPS = 240
@@ -70,6 +71,32 @@ def test_resume_uses_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None
     assert str(last) in done.stderr
     assert "model.safetensors does not match its checksum" in done.stderr
     assert weights(tmp_path / "run") == expected
+
+
+def test_the_best_survives_a_kill_before_its_link(tmp_path: Path) -> None:
+    """A kill can fall between a checkpoint and the link ``best`` to it."""
+    words = ["digits", "--max-steps", "66", "--log.no-tensorboard", "--out", str(tmp_path)]
+    words += ["--name", "run", "--log.eval-every", "1"]
+    run(*words)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    best = (checkpoints / "best").resolve()
+    other = next(p for p in checkpoints.glob("step-*") if p != best)
+    (checkpoints / "best").unlink()
+    (checkpoints / "best").symlink_to(other.name)
+    run(*words, "--resume")
+    assert (checkpoints / "best").resolve() == best
+    assert len(metrics(tmp_path / "run", "test")) == 1, "a second resume must not repeat the test"
+
+
+def test_changed_options_of_the_optimizer_count(tmp_path: Path) -> None:
+    words = ("digits", "--out", tmp_path, "--name", "run", "--log.no-tensorboard")
+    run(*words, "--max-steps", "10", "--optim.weight-decay", "0.1")
+    more = ("--max-steps", "20", "--optim.weight-decay", "0.5", "--precision", "fp16")
+    done = run(*words, *more, "--resume")
+    assert "optim.weight_decay changes from 0.1 to 0.5" in done.stderr
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last" / "state.pt", weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
+    assert 'precision = "fp16"' in (tmp_path / "run" / "config.toml").read_text()
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -171,16 +171,14 @@ def test_beta_in_epochs() -> None:
         )
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "cyclical"])
-def test_final_beta_is_beta(schedule: str) -> None:
-    config = KLConfig(schedule=schedule, beta=0.7, start=0.1, warmup=1.0)  # type: ignore[arg-type]
-    assert schedules.final_beta(config) == 0.7
-
-
-def test_final_beta_of_points_is_the_last() -> None:
-    config = KLConfig(schedule="piecewise", beta=0.7, points=((1.0, 0.2), (3.0, 0.4)))
-    assert schedules.final_beta(config) == 0.4
-    assert schedules.beta(config, 99, total_steps=TOTAL, steps_per_epoch=PER_EPOCH) == 0.4
+def test_every_cycle_restarts_exactly() -> None:
+    """A float remainder would give the end of the ramp at some of these steps."""
+    for total in range(10, 200):
+        for cycles in range(2, 8):
+            config = KLConfig(schedule="cyclical", cycles=cycles, start=0.1)
+            for step in (s for s in range(total) if s * cycles % total == 0):
+                value = schedules.beta(config, step, total_steps=total, steps_per_epoch=10)
+                assert value == 0.1, (total, cycles, step)
 
 
 def test_schedules_have_no_memory() -> None:

@@ -49,6 +49,10 @@ class Checkpoint:
     """Empty when only weights were asked for."""
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are not what its meta.json says: an earlier one may be used."""
+
+
 class CheckpointStore:
     """The ``checkpoints`` folder of a run. Only the main rank writes."""
 
@@ -74,7 +78,7 @@ class CheckpointStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob(".tmp-*"):
-            shutil.rmtree(stale)
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         target = self.folder / f"step-{step:08d}"
         if not target.exists():
             temporary = self.folder / f".tmp-{target.name}"
@@ -126,16 +130,28 @@ class CheckpointStore:
             path = self.folder / f"step-{step:08d}"
             try:
                 verify(path)
-            except UserError as error:
+            except DamagedCheckpoint as error:
                 damaged.append(str(error))
                 continue
             return path, damaged
         return None, damaged
 
-    def discard_after(self, step: int) -> None:
-        """Remove damaged checkpoints that are newer than the one resumed from."""
+    def set_aside_after(self, step: int) -> None:
+        """Rename damaged checkpoints that are newer than the one resumed from."""
         for newer in [s for s in self.steps() if s > step]:
-            shutil.rmtree(self.folder / f"step-{newer:08d}")
+            name = f"step-{newer:08d}"
+            shutil.rmtree(self.folder / f"damaged-{name}", ignore_errors=True)
+            (self.folder / name).rename(self.folder / f"damaged-{name}")
+
+    def relink(self, last: int, best: int) -> bool:
+        """Point ``last`` and ``best`` at these steps; False when the best one is not there."""
+        there = self.steps()
+        self._point("last", self.folder / f"step-{last:08d}")
+        if best not in there:
+            (self.folder / "best").unlink(missing_ok=True)
+            return False
+        self._point("best", self.folder / f"step-{best:08d}")
+        return True
 
 
 def _write(
@@ -190,32 +206,42 @@ def _fsync(path: Path) -> None:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Check a checkpoint's files against its meta.json and return that; UserError if damaged."""
+    """Check a checkpoint's files against its meta.json and return that.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, cut or altered.
+        UserError: the checkpoint was written in another format, or cannot be read at all.
+    """
+
+    def damaged(what: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
+            f"checkpoint {path} is damaged: {what}; use an earlier one in the same folder"
+        )
+
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        files = dict(meta["files"])
-        wrong = meta["format"] != FORMAT
+        files, number = dict(meta["files"]), meta["format"]
+        complete = {"model.safetensors", "state.pt", "config.toml"} <= files.keys()
+        if not complete or not isinstance(meta["step"], int):
+            raise KeyError("files")
+    except PermissionError as error:
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(f"meta.json cannot be read ({type(error).__name__})") from None
+    if number != FORMAT:
         raise UserError(
-            f"checkpoint {path} is damaged: meta.json cannot be read ({type(error).__name__}); "
-            "use an earlier one in the same folder"
-        ) from None
-    if wrong:
-        raise UserError(
-            f"checkpoint {path} has format {meta['format']}; this fastvae reads {FORMAT}"
+            f"checkpoint {path} has format {number} and this fastvae reads {FORMAT}: "
+            "use the version of fastvae named in its meta.json"
         )
     for name, expected in files.items():
         file = path / name
-        if not file.is_file():
-            raise UserError(
-                f"checkpoint {path} is damaged: {name} is missing; "
-                "use an earlier one in the same folder"
-            )
-        if _describe(file) != expected:
-            raise UserError(
-                f"checkpoint {path} is damaged: {name} does not match its checksum; "
-                "use an earlier one in the same folder"
-            )
+        try:
+            if not file.is_file():
+                raise damaged(f"{name} is missing")
+            if _describe(file) != expected:
+                raise damaged(f"{name} does not match its checksum")
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from None
     return meta
 
 

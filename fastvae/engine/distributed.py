@@ -7,6 +7,7 @@ gloo on CPUs.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,6 +48,24 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on the main rank only; its result, or its UserError, reaches every rank.
+
+        Without this a rank that fails alone leaves the others waiting for it.
+        """
+        if self.size == 1:
+            return work()
+        answer: tuple[T | None, str | None] = (None, None)
+        if self.is_main:
+            try:
+                answer = (work(), None)
+            except UserError as error:
+                answer = (None, str(error))
+        result, message = self.broadcast(answer)
+        if message is not None:
+            raise UserError(message)
+        return result  # type: ignore[return-value]
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Equal-shaped tensors of every rank, in rank order, on every rank."""
         if self.size == 1:
@@ -55,10 +74,6 @@ class World:
         boxes = [torch.empty_like(place) for _ in range(self.size)]
         dist.all_gather(boxes, place)
         return [box.to(tensor.device) for box in boxes]
-
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
 
 
 def join(device: str) -> World:

@@ -55,7 +55,7 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import: main rank only
 
-            self._writer = SummaryWriter(str(folder / "events"), purge_step=start)
+            self._writer = SummaryWriter(str(folder / "events"), purge_step=start + 1)
         quiet = not sys.stderr.isatty()
         self._bar = tqdm(
             total=total, initial=start, disable=quiet, unit="step", dynamic_ncols=True, leave=False
@@ -107,13 +107,14 @@ class RunLog:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """Forget lines of steps that a resumed run will do again (and a line cut by a kill)."""
+    """Forget what a resumed run will write again, and a line cut by a kill."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            entry = json.loads(line)
+            if entry["step"] <= step and entry["kind"] != "test":
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # the half line of a killed run

@@ -30,7 +30,14 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=config.lr, alpha=config.beta2, eps=config.eps)
+        # capturable: its step count lives on the GPU, where the guard can put it back unseen.
+        return torch.optim.RMSprop(
+            groups,
+            lr=config.lr,
+            alpha=config.beta2,
+            eps=config.eps,
+            capturable=any(p.is_cuda for p in params),
+        )
     apex = require_apex("FusedAdam" if config.optimizer == "apex_adam" else "FusedLAMB")
     return apex(groups, lr=config.lr, betas=betas, eps=config.eps)
 
@@ -42,7 +49,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class GuardedStep:
-    """One optimizer step that is skipped, on the device, when the gradient is not finite.
+    """One optimizer step that is skipped, on the device, when the gradient's norm is not finite.
 
     A skipped step changes neither weights nor optimizer state. The decision is made on the device
     and after the gradient all-reduce, so every rank takes the same one and nothing waits. Only
@@ -121,7 +128,7 @@ class GuardedStep:
             yield from (v for v in state.values() if isinstance(v, Tensor))
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"skipped": self.skipped, "streak": self.streak}
+        return {"skipped": self.skipped.clone(), "streak": self.streak.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.skipped.copy_(state["skipped"])

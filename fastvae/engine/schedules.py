@@ -44,8 +44,9 @@ def beta(config: KLConfig, step: int, *, total_steps: int, steps_per_epoch: int)
         return value
     if config.schedule == "cyclical":
         # Fu et al. (2019), "Cyclical annealing schedule": ramp up, then hold, in each cycle.
-        length = total_steps / config.cycles
-        share = min(1.0, (step % length) / length / config.ramp)
+        # In integers: the float remainder of a cycle's first step can come out as a whole cycle.
+        within = (step * config.cycles % total_steps) / total_steps
+        share = min(1.0, within / config.ramp)
         return config.start + (config.beta - config.start) * share
     if config.schedule in ("linear", "cosine"):
         share = min(1.0, step / _steps(config.warmup, config.unit, steps_per_epoch))
@@ -53,8 +54,3 @@ def beta(config: KLConfig, step: int, *, total_steps: int, steps_per_epoch: int)
             share = 0.5 * (1.0 - math.cos(math.pi * share))
         return config.start + (config.beta - config.start) * share
     return config.beta
-
-
-def final_beta(config: KLConfig) -> float:
-    """The weight that the schedule ends with."""
-    return config.points[-1][1] if config.schedule == "piecewise" else config.beta

@@ -53,9 +53,13 @@ class VAE(nn.Module):
         shape = tuple(self.config.image_shape)
         if x.dim() != 4 or tuple(x.shape[1:]) != shape:
             raise ValueError(f"images must be (B, {', '.join(map(str, shape))}), got {x.shape}")
-        device = next(self.parameters()).device
-        scaled = x.float() / 255.0 if x.dtype == torch.uint8 else x.float()
-        return scaled.to(device)
+        if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():
+            raise ValueError(
+                f"images must be uint8 (0..255), bool or floating point (0..1), got {x.dtype}"
+            )
+        weight = next(self.parameters())
+        scaled = x.to(weight.device, weight.dtype)
+        return scaled / 255.0 if x.dtype == torch.uint8 else scaled
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Posterior:
@@ -68,8 +72,8 @@ class VAE(nn.Module):
         """Mean image of each latent vector. Shapes: z (B, Z); returns (B, C, H, W) in [0, 1]."""
         if z.dim() != 2 or z.shape[1] != self.config.latent_dim:
             raise ValueError(f"latents must be (B, {self.config.latent_dim}), got {tuple(z.shape)}")
-        device = next(self.parameters()).device
-        return self.likelihood.mean(self.decoder(z.float().to(device)))
+        weight = next(self.parameters())
+        return self.likelihood.mean(self.decoder(z.to(weight.device, weight.dtype)))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
