@@ -72,7 +72,10 @@ class ModelConfig:
             _require(value >= 0, f"model.{name}", value, "0 or more")
         widths_ok = len(self.hidden) > 0 and min(self.hidden) > 0
         _require(widths_ok, "model.hidden", self.hidden, "one or more positive integers")
-        _require(self.input_std > 0, "model.input_std", self.input_std, "more than 0")
+        mean_ok = math.isfinite(self.input_mean)
+        _require(mean_ok, "model.input_mean", self.input_mean, "a finite number")
+        std_ok = 0 < self.input_std < math.inf
+        _require(std_ok, "model.input_std", self.input_std, "more than 0, finite")
         _require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "0 <= dropout < 1")
 
 
@@ -143,6 +146,8 @@ class KLConfig:
             times = [t for t, _ in self.points]
             ascending = all(a < b for a, b in itertools.pairwise(times))
             _require(ascending, "kl.points", self.points, "times in ascending order")
+            values_ok = all(0 <= v < math.inf for point in self.points for v in point)
+            _require(values_ok, "kl.points", self.points, "times and betas of 0 or more, finite")
         elif self.points:
             raise UserError(
                 f"kl.points is set but kl.schedule is {self.schedule!r}: set kl.schedule=piecewise"
@@ -217,8 +222,10 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         _require(self.every > 0, "log.every", self.every, "1 or more")
-        _require(self.eval_every > 0, "log.eval_every", self.eval_every, "more than 0")
-        _require(self.image_every >= 0, "log.image_every", self.image_every, "0 or more")
+        eval_ok = 0 < self.eval_every < math.inf
+        _require(eval_ok, "log.eval_every", self.eval_every, "more than 0, finite")
+        image_ok = 0 <= self.image_every < math.inf
+        _require(image_ok, "log.image_every", self.image_every, "0 or more, finite")
         _require(self.images > 0, "log.images", self.images, "1 or more")
 
 
@@ -286,8 +293,13 @@ class Config:
         _require(self.max_steps >= 0, "max_steps", self.max_steps, "0 or more")
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 <= seed < 2^63")
-        plain = self.name not in (".", "..") and "/" not in self.name and "\\" not in self.name
-        _require(plain, "name", self.name, "a folder name without slashes (the place is --out)")
+        for key in ("name", "preset"):
+            value = getattr(self, key)
+            plain = (
+                value not in (".", "..") and not set(value) & set("/\\\0") and value.isprintable()
+            )
+            _require(plain, key, value, "a folder name without slashes (the place is --out)")
+        _require(self.preset != "", "preset", self.preset, "a name")
 
 
 def replace(config: Config, **changes: Any) -> Config:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from fastvae.errors import EXIT_BAD_INPUT, UserError, nearest
+from fastvae.errors import EXIT_BAD_INPUT, UserError, closest, nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,7 +51,10 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str = "") -> T:
     hints = get_type_hints(cls)
     unknown = [key for key in data if key not in hints]
     if unknown:
-        raise UserError(f"unknown key {where}{unknown[0]}{nearest(unknown[0], hints)}")
+        dotted = [n.replace("-", "_") for n in option_names(cls)]
+        belongs = [n for n in dotted if n.rpartition(".")[2] == unknown[0]]
+        hint = f"; it belongs to {' or '.join(belongs)}" if belongs else nearest(unknown[0], hints)
+        raise UserError(f"unknown key {where}{unknown[0]}{hint}")
     values: dict[str, Any] = {}
     for key, value in data.items():
         hint = hints[key]
@@ -116,9 +119,11 @@ def to_toml(data: dict[str, Any]) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a UserError names the file and the line when it cannot be parsed."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
@@ -136,24 +141,33 @@ def option_names(cls: type, prefix: str = "") -> dict[str, type]:
     return names
 
 
+# Words that people try, and the options they mean.
+_ALIASES = {"learning-rate": "optim.lr", "z-dim": "model.latent-dim", "steps": "max-steps"}
+
+
 def _full_name(word: str, names: dict[str, type]) -> str:
     """Resolve an option word: exact, or its last part alone when only one option ends in it."""
     name = word.replace("_", "-")
-    negated = name.startswith("no-") or ".no-" in name
-    plain = re.sub(r"(^|\.)no-", r"\1", name) if negated else name
-    if plain in names and (not negated or names[plain] is bool):
+    if name in names:
         return name
-    ends = [n for n in names if n.rpartition(".")[2] == plain]
-    if len(ends) == 1 and (not negated or names[ends[0]] is bool):
-        section, dot, last = ends[0].rpartition(".")
-        return f"{section}{dot}{'no-' if negated else ''}{last}"
-    if len(ends) > 1:
+    plain = re.sub(r"(^|\.)no-", r"\1", name)  # --no-log.tensorboard and --log.no-tensorboard
+    ends = [n for n in names if plain in (n, n.rpartition(".")[2])]
+    if len(ends) > 1 and plain not in ends:
         raise UserError(f"option --{word} is ambiguous: --{', --'.join(ends)}")
+    if ends:
+        full = plain if plain in ends else ends[0]
+        if plain == name:
+            return full
+        if names[full] is bool:
+            section, dot, last = full.rpartition(".")
+            return f"{section}{dot}no-{last}"
+        raise UserError(f"unknown option --{word}: --{full} is not a switch, it takes a value")
+    if plain in _ALIASES:
+        raise UserError(f"unknown option --{word}; nearest: --{_ALIASES[plain]} (see --help)")
     # Compare with the whole names and with their last parts: --learning-rte, --optim.lrr.
     candidates = {n: n for n in names} | {n.rpartition(".")[2]: n for n in names}
-    hint = nearest(plain, candidates)
-    for short, full in candidates.items():
-        hint = re.sub(rf"(?<=[ ,]){re.escape(short)}(?=,|$)", f"--{full}", hint)
+    close = list(dict.fromkeys(candidates[c] for c in closest(plain, candidates, most=6)))[:3]
+    hint = f"; nearest: --{', --'.join(close)}" if close else ""
     raise UserError(f"unknown option --{word}{hint} (see --help)")
 
 
@@ -174,7 +188,7 @@ def parse_options(cls: type[T], default: T, args: Sequence[str], *, prog: str, a
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             words.append(f"--{_full_name(name, names)}{equals}{value}")
-        elif word.startswith("-") and not re.match(r"-[\d.]", word):
+        elif word.startswith("-") and not re.match(r"-(\d|\.|inf|nan)", word):
             raise UserError(f"unknown option {word} (options start with two hyphens; see --help)")
         elif not words:
             raise UserError(f"unexpected word {word!r} before the options (see --help)")

@@ -31,13 +31,20 @@ class Stopped(RuntimeError):
     """Training was stopped by a signal after saving a checkpoint."""
 
 
-def nearest(word: str, known: Iterable[str], *, most: int = 3) -> str:
-    """Return ``"; nearest: a, b"`` for the known words closest to ``word``, or all when few."""
+def closest(word: str, known: Iterable[str], *, most: int = 3) -> list[str]:
+    """The known words most like ``word``, best first; none when nothing resembles it."""
     known = list(known)
     for cutoff in (0.6, 0.3):
         close = difflib.get_close_matches(word, known, n=most, cutoff=cutoff)
         if close:
-            break
+            return close
+    return []
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"; nearest: a, b"``, or all known words when none is alike and they are few."""
+    known = list(known)
+    close = closest(word, known)
     if close:
         return f"; nearest: {', '.join(close)}"
     return f"; known: {', '.join(known)}" if len(known) <= 12 else ""

@@ -23,13 +23,22 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _same_shape(op: str, **tensors: Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{op}: {listed} must have the same shape")
+
+
 def reparameterize(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     """z = mean + exp(logvar / 2) * eps in float32. Shapes: all (B, Z); returns (B, Z)."""
+    _same_shape("reparameterize", mean=mean, logvar=logvar, eps=eps)
     return gaussian.reparameterize(widen(mean), widen(logvar), eps)
 
 
 def kl_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)) per latent, nats. Shapes: (B, Z); returns (B, Z)."""
+    _same_shape("kl_standard_normal", mean=mean, logvar=logvar)
     return gaussian.kl_standard_normal(widen(mean), widen(logvar))
 
 
@@ -40,4 +49,7 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 
 def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
     """Bernoulli negative log-likelihood per row, nats. Shapes: (B, ...) each; returns (B,)."""
+    _same_shape("bernoulli_nll", logits=logits, target=target)
+    if logits.dim() < 2:
+        raise ValueError(f"bernoulli_nll: logits {tuple(logits.shape)} must be (B, ...)")
     return likelihood.bernoulli_nll(widen(logits), target)

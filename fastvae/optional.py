@@ -28,7 +28,10 @@ def require(module: str, *, extra: str, purpose: str, alternative: str = "") -> 
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
-            raise  # the package is there and lacks something of its own: show that
+            raise UserError(
+                f"{module}, needed for {purpose}, is installed but lacks {error.name}: "
+                f"pip install --force-reinstall 'fastvae[{extra}]'"
+            ) from None
         hint = f"; or use {alternative}" if alternative else ""
         raise UserError(
             f"{module} is needed for {purpose} and is not installed: "
@@ -56,7 +59,13 @@ def require_apex(name: str) -> type:
         )
     if importlib.util.find_spec("amp_C") is None:
         raise UserError(f"NVIDIA apex is installed without its CUDA extensions (amp_C); {fix}")
-    optimizers = importlib.import_module("apex.optimizers")
+    try:
+        optimizers = importlib.import_module("apex.optimizers")
+        importlib.import_module("amp_C")
+    except ImportError as error:  # built against another torch or CUDA
+        raise UserError(
+            f"NVIDIA apex is installed but cannot be imported ({error}); {fix}"
+        ) from None
     if not hasattr(optimizers, name):
         raise UserError(f"the installed NVIDIA apex has no {name}; {fix}")
     return getattr(optimizers, name)

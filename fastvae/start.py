@@ -65,9 +65,13 @@ def parse_train(args: Sequence[str]) -> Config:
 
 def _base_config(word: str) -> Config:
     """The configuration that a preset name, TOML file or run folder stands for."""
-    path = Path(word)
     if word in list_presets():
         return get_preset(word)
+    path = Path(word)
+    try:
+        path.exists()
+    except OSError as error:  # e.g. a name that is too long for a file
+        raise UserError(f"{word[:60]}: {error.strerror}") from None
     if (path / "config.toml").is_file():
         return replace(read_config(path / "config.toml"), name=path.name, out=str(path.parent))
     if path.suffix == ".toml" or path.is_file():
@@ -81,7 +85,14 @@ def _file_config(path: Path) -> Config:
     """A user's TOML file: what it leaves out comes from the preset that it names, if any."""
     data = read_toml(path)
     name = data.get("preset")
-    base = to_dict(get_preset(name)) if name in list_presets() else {}
+    whole = all(item.name in data for item in fields(Config) if item.name not in ("name", "resume"))
+    # A complete file (a run's config.toml) may carry any label; a partial one needs its preset.
+    base: dict[str, Any] = {}
+    if isinstance(name, str) and (name in list_presets() or not whole):
+        try:
+            base = to_dict(get_preset(name))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     for key, value in data.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             base[key] = base[key] | value

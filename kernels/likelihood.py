@@ -18,10 +18,5 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
 
     Shapes: logits (B, ...), target the same shape with values in [0, 1]; returns (B,).
     """
-    if logits.shape != target.shape:
-        raise ValueError(
-            f"bernoulli_nll: logits {tuple(logits.shape)} and target {tuple(target.shape)} "
-            "must have the same shape"
-        )
     element = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
     return element.flatten(1).sum(dim=1)

@@ -28,6 +28,8 @@ _ROUNDS = 10
 
 def derive_seed(seed: int, *labels: str | int) -> int:
     """Derive an independent 63-bit seed for one purpose, e.g. ``derive_seed(0, "posterior")``."""
+    if any("/" in str(label) for label in labels):
+        raise ValueError(f"labels of a seed cannot contain '/': {labels}")
     text = "/".join([str(seed), *map(str, labels)]).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
@@ -88,7 +90,7 @@ def philox_bernoulli(seed: int, ordinal: Tensor, pixels: Tensor) -> Tensor:
 
     Shapes: ordinal (R,) int64; pixels (R, ...) uint8; returns (R, ...) bool.
     """
-    flat = pixels.reshape(pixels.shape[0], -1).to(torch.int64)
+    flat = pixels.flatten(1).to(torch.int64)
     words = philox_words(seed, ordinal, flat.shape[1])
     bound = flat * 0x01010101 + (flat == 255)
     return (words < bound).reshape(pixels.shape)

@@ -186,3 +186,40 @@ def test_one_line_under_torchrun(tmp_path: Path) -> None:
     done = run("digits", "--batch-size", "63", "--out", tmp_path, ranks=2, code=None)
     assert done.returncode != 0
     assert done.stderr.count("cannot be split over 2 ranks") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('preset = "mnits"\n', "unknown preset 'mnits'; nearest: mnist"),
+        ('preset = ["mnist"]\n', "preset = ['mnist']: expected a string"),
+        ("lr = 3\n", "unknown key lr; it belongs to optim.lr"),
+        ("[optim]\nlrr = 3\n", "unknown key optim.lrr; nearest: lr"),
+        ('[optim]\nlr = "x"\n', "optim.lr = 'x': expected a number"),
+        ("optim = 3\n", "optim = 3: expected a section [optim]"),
+        ("[optim\n", "is not valid TOML"),
+    ],
+)
+def test_toml_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, expected: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    line = fails(capsys, "train", path, "--out", tmp_path / "runs")
+    assert expected in line
+    assert str(path) in line
+
+
+@pytest.mark.parametrize("size", [3, 9, 15, 16, 100])
+def test_cut_headers(capsys: pytest.CaptureFixture[str], mnist: Path, size: int) -> None:
+    path = mnist / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:size]))
+    assert str(path) in fails(capsys, "train", "mnist", "--data.root", mnist)
+    path.write_bytes(gzip.compress(struct.pack(">BBBB4I", 0, 0, 8, 4, *(65536,) * 4)))
+    assert str(path) in fails(capsys, "train", "mnist", "--data.root", mnist)
+
+
+def test_no_images(capsys: pytest.CaptureFixture[str], mnist: Path) -> None:
+    write_idx(mnist / "train-images-idx3-ubyte.gz", np.zeros((0, 28, 28), np.uint8))
+    write_idx(mnist / "train-labels-idx1-ubyte.gz", np.zeros(0, np.uint8))
+    assert "split is empty" in fails(capsys, "train", "mnist", "--data.root", mnist)

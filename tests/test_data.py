@@ -46,7 +46,7 @@ def idx_bytes(array: np.ndarray, kind: int = 0x08) -> bytes:
 def write_mnist(root: Path, *, compress: bool = True, **arrays: np.ndarray) -> None:
     """A small data set in the form of MNIST; arrays replace parts of it by name."""
     root.mkdir(exist_ok=True)
-    parts = {
+    parts: dict[str, np.ndarray] = {
         "train_images": random_images(300, 6, 5, seed=1),
         "train_labels": random_images(300, seed=2) % 10,
         "t10k_images": random_images(40, 6, 5, seed=3),
@@ -200,6 +200,7 @@ def test_mnist_labels_stay_with_their_images(tmp_path: Path) -> None:
     for name in ("train", "val"):
         index = torch.arange(len(sources[name]))
         pixels, labels = sources[name].gather(index)
+        assert labels is not None
         assert torch.equal(pixels[:, 0, 0, 0].long(), labels)
 
 
@@ -372,10 +373,11 @@ def test_resident_source_copies() -> None:
         (torch.zeros(4, 2, 2, dtype=torch.uint8), None),
         (torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)),
         (torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, 1, dtype=torch.int64)),
+        (torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4)),
     ],
 )
 def test_resident_source_refuses(images: Tensor, labels: Tensor | None) -> None:
-    with pytest.raises(ValueError, match="images"):
+    with pytest.raises(ValueError, match="images" if labels is None else "labels must be"):
         ResidentSource(images, labels)
 
 
@@ -558,6 +560,16 @@ def test_dynamic_bits_change_with_the_epoch_and_not_with_the_world() -> None:
     assert epoch(1, 4) == second
     fixed = everything(list(loader("dynamic").evaluation_batches(50, 1, 0)))
     assert all(first[i] != fixed[i] for i in range(50))
+
+
+def test_a_sample_that_comes_twice_in_an_epoch_has_the_same_bits() -> None:
+    """The bits belong to the epoch, not to the step: 50 samples fill 4 1/6 batches of 12."""
+    plan = Plan(n=50, batch_size=12, seed=4, tail="wrap")
+    load = loader("dynamic")
+    for epoch in (0, 1):
+        first, last = (load.train_batch(plan, step) for step in (5 * epoch, 5 * epoch + 4))
+        assert last.index[2:].tolist() == first.index[:10].tolist()
+        assert torch.equal(last.x[2:], first.x[:10])
 
 
 def test_loader_without_labels() -> None:

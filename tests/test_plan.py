@@ -57,6 +57,13 @@ def test_permute_depends_on_seed_and_epoch(n: int) -> None:
     assert np.array_equal(whole(n, 3, 4), whole(n, 3, 4))
 
 
+def test_permute_is_pinned() -> None:
+    """A change of these numbers would change the stream of every run that is resumed."""
+    assert whole(10).tolist() == [2, 9, 5, 1, 4, 0, 6, 7, 8, 3]
+    far = np.array([0, 1, 29_999, 59_999], dtype=np.int64)
+    assert permute(far, 60_000, 7, 3).tolist() == [7433, 17724, 45156, 22834]
+
+
 @pytest.mark.parametrize("n", [17, 1000, 4097])
 def test_permute_of_some_positions_equals_those_of_all(n: int) -> None:
     """Any position can be computed anywhere: alone, in any order, repeated."""

@@ -32,6 +32,8 @@ def _digits(config: DataConfig) -> tuple[Arrays, Arrays | None]:
 def _mnist(config: DataConfig) -> tuple[Arrays, Arrays | None]:
     """The original idx files of MNIST, or anything in the same form (Fashion-MNIST, KMNIST)."""
     root = Path(config.root)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--data.root {root} is a file: give the folder that holds the idx files")
     if not root.is_dir():
         raise UserError(
             f"data folder {root} does not exist: run `fastvae-data download mnist --root {root}`, "

@@ -7,6 +7,8 @@ big-endian uint32; the values follow in C order (LeCun, Cortes, Burges, "The MNI
 from __future__ import annotations
 
 import gzip
+import math
+import struct
 import zlib
 from pathlib import Path
 
@@ -37,9 +39,9 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise UserError(f"{path} holds idx type 0x{data[2]:02x}; only uint8 (0x08) can be read")
     axes = data[3]
     header = 4 + 4 * axes
-    shape = tuple(int(s) for s in np.frombuffer(data[4:header], dtype=">u4"))
-    expected = header + int(np.prod(shape, dtype=np.int64)) if len(shape) == axes else header
-    if len(shape) != axes or len(data) != expected:
+    shape = struct.unpack(f">{axes}I", data[4:header]) if len(data) >= header else ()
+    expected = header + math.prod(shape)
+    if len(data) < header or len(data) != expected:
         raise UserError(
             f"{path} is cut short or too long: {len(data)} bytes, its header says {expected}: "
             f"{_FETCH} {path.parent}"

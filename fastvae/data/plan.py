@@ -35,6 +35,8 @@ def permute(positions: Indices, n: int, seed: int, epoch: int) -> Indices:
 
     Shapes: positions (K,) int64, each in [0, n); returns (K,) int64.
     """
+    if len(positions) and not 0 <= positions.min() <= positions.max() < n:
+        raise ValueError(f"positions must be in [0, {n})")
     half = max(4, ((n - 1).bit_length() + 1) // 2)  # bits per half; 4 or more mix well
     low = np.uint64((1 << half) - 1)
     shift = np.uint64(half)
@@ -50,7 +52,7 @@ def permute(positions: Indices, n: int, seed: int, epoch: int) -> Indices:
 
     x = encrypt(positions.astype(np.uint64))
     outside = np.flatnonzero(x >= n)
-    while outside.size:  # the domain is at most 4n (or 256), so a few rounds do
+    while outside.size:  # about 4 rounds on average: the domain is at most 4n, or 256 values
         x[outside] = encrypt(x[outside])
         outside = outside[x[outside] >= n]
     return x.astype(np.int64)
@@ -73,6 +75,9 @@ class Plan:
     """What happens to the last n % batch_size samples of an epoch."""
 
     def __post_init__(self) -> None:
+        sizes = (self.n, self.batch_size, self.world_size, self.accumulate)
+        if min(sizes) < 1 or not 0 <= self.rank < self.world_size:
+            raise ValueError(f"impossible plan: {self}")
         shares = self.world_size * self.accumulate
         if self.batch_size % shares:
             near = max(1, self.batch_size // shares) * shares

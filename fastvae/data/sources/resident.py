@@ -22,12 +22,16 @@ class ResidentSource:
             raise ValueError(
                 f"images must be (N, C, H, W) uint8, got {images.shape} {images.dtype}"
             )
-        if labels is not None and labels.shape != images.shape[:1]:
-            raise ValueError(f"{len(images)} images but labels of shape {tuple(labels.shape)}")
+        if labels is not None and (labels.shape != images.shape[:1] or labels.dtype != torch.int64):
+            raise ValueError(
+                f"labels must be ({len(images)},) int64, got {tuple(labels.shape)} {labels.dtype}"
+            )
         self.images = images
         self.labels = labels
         hasher = hashlib.blake2b(repr(tuple(images.shape)).encode(), digest_size=16)
         hasher.update(images.cpu().contiguous().numpy().data)
+        if labels is not None:
+            hasher.update(labels.cpu().contiguous().numpy().data)
         self._fingerprint = hasher.hexdigest()
 
     @classmethod
