@@ -36,8 +36,7 @@ def run_command(command: Callable[[list[str]], Any], argv: Sequence[str] | None)
     except Stopped as error:
         _end(f"fastvae: {error}", EXIT_STOPPED)
     except BrokenPipeError:
-        # The reader (head, less) has gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute_stdout()
         sys.exit(1)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
@@ -46,6 +45,14 @@ def run_command(command: Callable[[list[str]], Any], argv: Sequence[str] | None)
         _end(f"fastvae: error: cannot write {where}: {error.strerror}", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         _end("fastvae: interrupted", 130)
+
+
+def mute_stdout() -> None:
+    """Send further output nowhere: its reader (head, less) has gone, or its disk is full.
+
+    The file itself is exchanged: Python would complain once more when it flushes at exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -190,7 +190,8 @@ class OptimConfig:
     ema_decay: float = 0.0
     """Decay per step of the moving average of the weights used for evaluation (0 = off)."""
     max_nonfinite: int = 25
-    """Stop after this many steps in a row with a non-finite loss or gradient (each is skipped)."""
+    """Stop after this many steps in a row with a non-finite loss or gradient (each is skipped);
+    looked at whenever metrics are logged."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0 and math.isfinite(self.lr), "optim.lr", self.lr, "more than 0")
@@ -291,13 +292,14 @@ class Config:
         for name in ("epochs", "batch_size", "accumulate"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
         _require(self.max_steps >= 0, "max_steps", self.max_steps, "0 or more")
-        _require(self.threads >= 0, "threads", self.threads, "0 or more")
+        _require(0 <= self.threads <= 1024, "threads", self.threads, "0 to 1024")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 <= seed < 2^63")
         for key in ("name", "preset"):
             value = getattr(self, key)
             plain = (
                 value not in (".", "..") and not set(value) & set("/\\\0") and value.isprintable()
             )
+            plain = plain and len(value.encode(errors="replace")) <= 200
             _require(plain, key, value, "a folder name without slashes (the place is --out)")
         _require(self.preset != "", "preset", self.preset, "a name")
 

@@ -136,19 +136,6 @@ def _report(
 ) -> None:
     """Print the table and write the JSON beside the checkpoints."""
     k = result.samples
-    dims = math.prod(model.config.image_shape)
-    rows: list[tuple[str, float, float | None]] = [
-        ("-ELBO = nll + kl", result.nelbo, result.bits_per_dim)
-    ]
-    if result.iwae is not None:
-        rows.append((f"-log p(x) <= IWAE, K = {k}", result.iwae, result.iwae_bits_per_dim))
-    print(f"{folder}, {options.split} split, {result.images:,} images")
-    print(f"{'':<28}{'nats/image':>12}{'bits/dim':>12}")
-    for name, nats, bits in rows:
-        print(f"{name:<28}{nats:>12.3f}{bits:>12.5f}")
-    print(f"{'  nll':<28}{result.nll:>12.3f}")
-    print(f"{'  kl':<28}{result.kl:>12.3f}")
-    print(f"{'active units':<28}{result.active_units:>8} of {model.config.latent_dim}")
     targets = TARGETS[data.binarize].format(threshold=data.threshold)
     about: dict[str, Any] = {
         "checkpoint": str(folder),
@@ -158,16 +145,29 @@ def _report(
         "constants": model.likelihood.constants,
         "posterior_samples": k,
         "seed": options.seed,
-        "dimensions": dims,
+        "dimensions": math.prod(model.config.image_shape),
         "active_unit_threshold": ACTIVE_VARIANCE,
         "environment": environment(),
     }
-    print(f"targets: {targets}; K = {k} samples per image, seed {options.seed}; D = {dims}")
-    print(f"likelihood {model.config.likelihood}: {model.likelihood.constants}")
     in_run = folder.parent.name == "checkpoints"
     place = folder.parent.parent if in_run else folder.parent
     path = place / f"evaluation-{options.split}.json"
     write_json(path, {**result.as_dict(), **about})
+
+    rows: list[tuple[str, float, float | None]] = []
+    rows.append(("-ELBO = nll + kl", result.nelbo, result.bits_per_dim))
+    if result.iwae is not None:
+        rows.append((f"-log p(x) <= IWAE, K = {k}", result.iwae, result.iwae_bits_per_dim))
+    print(f"{folder}, {options.split} split, {result.images:,} images")
+    print(f"{'':<28}{'nats/image':>12}{'bits/dim':>12}")
+    for name, nats, bits in rows:
+        print(f"{name:<28}{nats:>12.3f}{bits:>12.5f}")
+    print(f"{'  nll':<28}{result.nll:>12.3f}")
+    print(f"{'  kl':<28}{result.kl:>12.3f}")
+    print(f"{'active units':<28}{result.active_units:>8} of {model.config.latent_dim}")
+    samples = f"K = {k} samples per image, seed {options.seed}"
+    print(f"targets: {targets}; {samples}; D = {about['dimensions']} values per image")
+    print(f"likelihood {model.config.likelihood}: {model.likelihood.constants}")
     print(f"written to {path}")
 
 

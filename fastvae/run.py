@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -43,10 +45,27 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def lock(self) -> None:
+        """Claim the folder for this process until ``unlock`` or its end; UserError if taken."""
+        handle = (self.path / _LOCK).open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise UserError(
+                f"another process is training in {self.path}: wait for it, or give another --name"
+            ) from None
+        _HELD[self.path] = handle
+
+    def unlock(self) -> None:
+        """Give the claim back; without one, do nothing."""
+        if self.path in _HELD:
+            _HELD.pop(self.path).close()
+
     def abandon(self) -> None:
         """Remove the folder again if nothing has been written to it."""
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
+        if {p.name for p in self.path.iterdir()} <= {_LOCK}:
+            shutil.rmtree(self.path)
 
     def begin(self, config: Config) -> None:
         """Write config.toml, environment.json and README.md."""
@@ -54,6 +73,11 @@ class RunFolder:
         _replace_text(self.config, config_text(config))
         write_json(self.path / "environment.json", environment())
         _replace_text(self.path / "README.md", _GUIDE.format(path=self.path, name=self.path.name))
+
+
+_LOCK = ".lock"
+_HELD: dict[Path, IO[str]] = {}
+"""Lock files held by this process. The system lets go of them however the process ends."""
 
 
 def config_text(config: Config) -> str:
@@ -73,6 +97,20 @@ def read_config(path: Path) -> Config:
         return from_dict(Config, data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def saved_config(folder: RunFolder) -> Config | None:
+    """The configuration of a run, from its newest checkpoint that has a readable one.
+
+    Those are checked and written whole; the run folder's own is for people and may be edited.
+    None when the run was stopped before its first checkpoint.
+    """
+    for path in sorted(folder.checkpoints.glob("step-*/config.toml"), reverse=True):
+        try:
+            return read_config(path)
+        except UserError:
+            continue  # the checkpoint is damaged: the one before it will be used, and named
+    return None
 
 
 def environment() -> dict[str, str]:
@@ -111,17 +149,19 @@ def new_run_folder(config: Config) -> RunFolder:
         if config.name:
             path = out / config.name
             path.mkdir(exist_ok=True)
-            if any(path.iterdir()):
+            if {p.name for p in path.iterdir()} - {_LOCK}:
                 raise UserError(
                     f"run folder {path} already exists: add --resume to go on with it, or give "
                     "another --name"
                 )
+            RunFolder(path).lock()
             return RunFolder(path)
         number = 1
         while True:
             path = out / (config.preset if number == 1 else f"{config.preset}-{number}")
             try:
                 path.mkdir()
+                RunFolder(path).lock()
                 return RunFolder(path)
             except FileExistsError:
                 number += 1
@@ -134,7 +174,11 @@ def find_run_folder(config: Config) -> RunFolder | None:
     out = Path(config.out)
     if config.name:
         path = out / config.name
-        return RunFolder(path) if (path / "config.toml").is_file() else None
+        if not path.is_dir():
+            return None
+        if not any((path / mark).exists() for mark in ("config.toml", "checkpoints", _LOCK)):
+            raise UserError(f"{path} is there and is not a run folder: give another --name")
+        return RunFolder(path)
     pattern = re.compile(re.escape(config.preset) + r"(-\d+)?")
     runs = [p.parent for p in out.glob("*/config.toml") if pattern.fullmatch(p.parent.name)]
     return RunFolder(max(runs, key=lambda p: (p / "config.toml").stat().st_mtime)) if runs else None
@@ -171,7 +215,8 @@ def load(
         device: where to put it.
 
     Returns:
-        A VAE with ``encode``, ``decode``, ``reconstruct`` and ``sample``.
+        A VAE with ``encode``, ``decode``, ``reconstruct`` and ``sample``. It takes images as they
+        are: a model trained on binarized pixels (``data.binarize``) wants such images.
     """
     folder = find_checkpoint(Path(path), checkpoint_name)
     saved = checkpoint.load(folder, weights_only=True)

@@ -15,7 +15,7 @@ from fastvae.engine.distributed import World
 from fastvae.engine.precision import resolve_precision
 from fastvae.errors import UserError
 from fastvae.presets import get_preset, list_presets
-from fastvae.run import RunFolder, find_run_folder, new_run_folder, read_config
+from fastvae.run import RunFolder, find_run_folder, new_run_folder, read_config, saved_config
 
 ABOUT = """Train a VAE. PRESET is a name from the list below, a TOML file, or a run folder.
 
@@ -46,25 +46,36 @@ def parse_train(args: Sequence[str]) -> Config:
             f"the preset comes first: fastvae train PRESET {' '.join(args)} "
             f"(presets: {', '.join(list_presets())})"
         )
-    base, words = _base_config(args[0]), args[1:]
+    words = args[1:]
     prog = f"fastvae train {args[0]}"
+    base = _base_config(args[0], resume="--resume" in words)
     config = parse_options(Config, base, words, prog=prog, about=ABOUT + _preset_table())
-    if config.resume and args[0] in list_presets():
-        folder = find_run_folder(config)
-        if folder is not None:
-            saved = read_config(folder.config)
-            if saved.preset != config.preset:
-                raise UserError(
-                    f"resume: run folder {folder.path} was made from preset {saved.preset!r}, not "
-                    f"{config.preset!r}: run `fastvae train {folder.path} --resume`"
-                )
-            config = parse_options(Config, saved, words, prog=prog, about=ABOUT)
-            config = replace(config, name=folder.path.name, out=str(folder.path.parent))
-    return config
+    if not config.resume or _is_file(args[0]):
+        return config
+    folder = find_run_folder(config)
+    saved = saved_config(folder) if folder else None
+    if folder is None or saved is None:
+        return config
+    if args[0] in list_presets() and saved.preset != args[0]:
+        raise UserError(
+            f"resume: run folder {folder.path} was made from preset {saved.preset!r}, not "
+            f"{args[0]!r}: run `fastvae train {folder.path} --resume`"
+        )
+    config = parse_options(Config, saved, words, prog=prog, about=ABOUT)
+    return replace(config, name=folder.path.name, out=str(folder.path.parent), resume=True)
 
 
-def _base_config(word: str) -> Config:
-    """The configuration that a preset name, TOML file or run folder stands for."""
+def _is_file(word: str) -> bool:
+    """Is this a user's TOML file (and not the config.toml of a run)?"""
+    path = Path(word)
+    return path.suffix == ".toml" and not (path.parent / "checkpoints").is_dir()
+
+
+def _base_config(word: str, *, resume: bool) -> Config:
+    """The configuration that a preset name, TOML file or run folder stands for.
+
+    With ``resume``, the config.toml of a run folder stands for the folder.
+    """
     if word in list_presets():
         return get_preset(word)
     path = Path(word)
@@ -72,8 +83,12 @@ def _base_config(word: str) -> Config:
         path.exists()
     except OSError as error:  # e.g. a name that is too long for a file
         raise UserError(f"{word[:60]}: {error.strerror}") from None
-    if (path / "config.toml").is_file():
-        return replace(read_config(path / "config.toml"), name=path.name, out=str(path.parent))
+    if resume and path.name == "config.toml" and (path.parent / "checkpoints").is_dir():
+        path = path.parent
+    if (path / "checkpoints").is_dir() or (path / "config.toml").is_file():
+        named = path if path.name not in ("", "..") else path.resolve()
+        saved = saved_config(RunFolder(path)) or read_config(path / "config.toml")
+        return replace(saved, name=named.name, out=str(named.parent))
     if path.suffix == ".toml" or path.is_file():
         return _file_config(path)
     if path.is_dir():
@@ -140,6 +155,7 @@ def _new(config: Config, folder: RunFolder, world: World) -> Start:
 
 
 def _resume(config: Config, folder: RunFolder, world: World) -> Start:
+    folder.lock()
     store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
     path, damaged = store.newest_valid()
     for line in damaged:
@@ -153,8 +169,9 @@ def _resume(config: Config, folder: RunFolder, world: World) -> Start:
         print(f"no checkpoint in {folder.path} yet: starting it afresh", flush=True)
         return _new(config, folder, world)
     saved = read_config(path / "config.toml")
-    if config.precision == "auto":
-        config = replace(config, precision=saved.precision)
+    wanted = saved.precision if config.precision == "auto" else config.precision
+    precision = resolve_precision(wanted, world.device)
+    config = replace(config, precision=precision)  # type: ignore[arg-type]
     check_resumable(saved, config, path)
     store.set_aside_after(int(path.name.removeprefix("step-")))
     return Start(config=config, folder=folder, checkpoint=path)

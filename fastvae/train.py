@@ -23,11 +23,11 @@ from fastvae import figures, ops
 from fastvae.command import run_command
 from fastvae.config import Config
 from fastvae.engine import checkpoint, distributed, precision
-from fastvae.engine.checkpoint import CheckpointStore
+from fastvae.engine.checkpoint import CheckpointStore, DamagedCheckpoint
 from fastvae.engine.metrics import RunLog, Stopwatch
 from fastvae.engine.optim import set_learning_rate
 from fastvae.engine.signals import StopSignal
-from fastvae.errors import Diverged, Stopped, UserError
+from fastvae.errors import Diverged, Stopped
 from fastvae.estimate import Estimate, estimate
 from fastvae.models import count_parameters
 from fastvae.run import RunFolder, find_checkpoint
@@ -50,18 +50,19 @@ def train(config: Config) -> Path:
         precision.set_backend_flags(
             tf32=config.tf32, deterministic=config.deterministic, threads=config.threads
         )
+        folder = start.folder
         try:
             trainer = build(start.config, world)
-        except UserError:
+            store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
+            first = restore(trainer, store, start.checkpoint) if start.checkpoint else 0
             if world.is_main:
-                start.folder.abandon()
-            raise
-        store = CheckpointStore(start.folder.checkpoints, config.checkpoint.keep)
-        first = restore(trainer, store, start.checkpoint) if start.checkpoint else 0
-        if world.is_main:
-            start.folder.begin(start.config)
-        run_training(trainer, start.folder, store, first)
-        return start.folder.path
+                folder.begin(start.config)
+            run_training(trainer, folder, store, first)
+        finally:
+            if world.is_main:
+                folder.abandon()
+                folder.unlock()
+        return folder.path
     finally:
         distributed.leave()
 
@@ -191,13 +192,13 @@ def validate(
     better = final < t.best
     if better:
         t.best, t.best_step = final, done
+    save(t, store, done, best=better)
     log.say(
         f"epoch {epoch:6.1f}  step {done:6d}  val loss {loss:8.2f}  "
         f"-elbo {result.nelbo:8.2f}  nll {result.nll:8.2f}  kl {result.kl:6.2f} nats/image  "
         f"{time.perf_counter() - begin:6.0f} s"
         f"{'  *' if better else ''}"
     )
-    save(t, store, done, best=better)
 
 
 def draw(t: Trainer, log: RunLog, folder: RunFolder, done: int) -> None:
@@ -224,7 +225,11 @@ def finish(
     """Evaluate the best checkpoint on the test split, plot the curves, say where to look."""
 
     def load_best() -> None:
-        saved = checkpoint.load(find_checkpoint(folder.path), weights_only=True)
+        try:
+            saved = checkpoint.load(find_checkpoint(folder.path), weights_only=True)
+        except DamagedCheckpoint as error:
+            log.say(f"warning: {error}; evaluating the last one instead of the best")
+            saved = checkpoint.load(find_checkpoint(folder.path, "last"), weights_only=True)
         t.model.load_state_dict(saved.ema or saved.model)
 
     t.world.on_main(load_best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,10 @@ def build(config: Config, world: World) -> Trainer:
         accumulate=config.accumulate,
         tail=config.data.tail,
     )
-    model = build_model(config.model).to(world.device)
+    try:
+        model = build_model(config.model).to(world.device)
+    except (RuntimeError, MemoryError) as error:  # torch says it in one of these
+        raise UserError(f"the model does not fit into memory: {error}") from error
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     autocast = precision.DTYPES[config.precision]
@@ -199,7 +203,14 @@ def restore(t: Trainer, store: CheckpointStore, path: Path) -> int:
     if state["scaler"] and t.guard.scaler.is_enabled():
         t.guard.scaler.load_state_dict(state["scaler"])
     t.guard.load_state_dict(state["guard"])
-    if len(state["rng"]) == t.world.size:
+    if len(state["rng"]) != t.world.size:
+        if t.config.model.dropout > 0.0 and t.world.is_main:
+            print(
+                f"warning: resume: {len(state['rng'])} processes before, {t.world.size} now: "
+                "dropout goes on with other numbers",
+                file=sys.stderr,
+            )
+    else:
         torch.set_rng_state(state["rng"][t.world.rank])
         if state["cuda_rng"] and t.world.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"][t.world.rank], t.world.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from launch import command, environment, metrics, run, weights
+
+from fastvae.run import RunFolder
+from fastvae.start import parse_train
+from fastvae.train import train
 
 STEPS = 240
 # Everything with state of its own: optimizer, averaged weights, dropout's generator, beta schedule.
@@ -97,6 +102,86 @@ def test_changed_options_of_the_optimizer_count(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "run" / "checkpoints" / "last" / "state.pt", weights_only=True)
     assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
     assert 'precision = "fp16"' in (tmp_path / "run" / "config.toml").read_text()
+
+
+SHORT = ("--max-steps", "12", "--checkpoint.every", "4", "--log.no-tensorboard")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short finished run."""
+    out = tmp_path_factory.mktemp("runs")
+    run("digits", "--out", out, "--name", "run", *SHORT)
+    return out / "run"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+
+
+@pytest.mark.parametrize("way", ["folder", "config.toml", "dot", "name", "no config.toml"])
+def test_every_way_to_name_the_run_resumes_it(
+    copied: Path, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first: tuple[str, ...] = (str(copied),)
+    if way == "config.toml":
+        first = (str(copied / "config.toml"),)
+    elif way == "dot":
+        monkeypatch.chdir(copied)
+        first = (".",)
+    elif way == "name":
+        first = ("digits", "--out", str(copied.parent), "--name", "run")
+    elif way == "no config.toml":
+        (copied / "config.toml").unlink()
+    train(parse_train([*first, "--resume", "--max-steps", "14"]))
+    assert "resumed at step 12 of 14" in capsys.readouterr().out
+    assert [p.name for p in copied.parent.iterdir()] == ["run"]
+    assert 'preset = "digits"' in (copied / "config.toml").read_text()
+
+
+def test_resume_starts_afresh_when_the_kill_came_before_the_first_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    words = ["digits", "--out", str(tmp_path), "--name", "run", *SHORT, "--resume"]
+    train(parse_train(words))
+    assert "starting it afresh" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "last").exists()
+
+
+def test_one_process_at_a_time(copied: Path) -> None:
+    folder = RunFolder(copied)
+    folder.lock()
+    try:
+        done = run(copied, "--resume", code=2)
+    finally:
+        folder.unlock()
+    assert "another process is training in" in done.stderr
+    run(copied, "--resume")
+
+
+def test_a_damaged_best_is_not_the_end(copied: Path) -> None:
+    checkpoints = copied / "checkpoints"
+    (checkpoints / "best").unlink()
+    (checkpoints / "best").symlink_to("step-00000004")
+    state = checkpoints / "step-00000004" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-1])
+    done = run(copied, "--resume")
+    assert "test -elbo" in done.stdout
+
+
+def test_a_closed_pipe_does_not_stop_training(tmp_path: Path) -> None:
+    words = map(str, ("digits", "--out", tmp_path, "--name", "run", *SHORT))
+    process = subprocess.Popen(
+        command(*words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0, process.stderr and process.stderr.read()
+    assert metrics(tmp_path / "run", "test")
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])

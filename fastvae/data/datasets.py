@@ -37,7 +37,7 @@ def _mnist(config: DataConfig) -> tuple[Arrays, Arrays | None]:
     if not root.is_dir():
         raise UserError(
             f"data folder {root} does not exist: run `fastvae-data download mnist --root {root}`, "
-            "or set --data.root to the folder that holds the idx files"
+            "or give the folder that holds the idx files with --data.root (evaluate: --root)"
         )
     return _idx_pair(root, "train"), _idx_pair(root, "t10k")
 
@@ -52,11 +52,13 @@ def _idx_pair(root: Path, part: str) -> Arrays:
             )
         paths.append(found[0])
     images, labels = read_idx(paths[0]), read_idx(paths[1])
-    if images.ndim != 3 or labels.ndim != 1:
+    if images.ndim != 3:
         raise UserError(
-            f"{paths[0] if images.ndim != 3 else paths[1]}: expected "
-            f"{'images (count, height, width)' if images.ndim != 3 else 'labels (count,)'}"
+            f"{paths[0]} holds an array of shape {images.shape}: expected grey images "
+            "(count, height, width)"
         )
+    if labels.ndim != 1:
+        raise UserError(f"{paths[1]} holds an array of shape {labels.shape}: expected (count,)")
     if len(images) != len(labels):
         raise UserError(
             f"{paths[0]} has {len(images)} images but {paths[1]} has {len(labels)} labels: "
@@ -100,6 +102,7 @@ def load_splits(config: DataConfig) -> dict[str, ResidentSource]:
         if len(sources[name]) == 0:
             raise UserError(
                 f"data set {config.dataset}: the {name} split is empty "
-                f"({len(images)} images); raise data.val_fraction or data.test_fraction"
+                f"({len(images)} images; equal ones go to the same split): give more images, or "
+                "raise data.val_fraction or data.test_fraction"
             )
     return sources

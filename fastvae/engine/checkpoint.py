@@ -144,13 +144,15 @@ class CheckpointStore:
             (self.folder / name).rename(self.folder / f"damaged-{name}")
 
     def relink(self, last: int, best: int) -> bool:
-        """Point ``last`` and ``best`` at these steps; False when the best one is not there."""
-        there = self.steps()
+        """Point ``last`` and ``best`` at these steps; False when the best one is of no use."""
         self._point("last", self.folder / f"step-{last:08d}")
-        if best not in there:
+        target = self.folder / f"step-{best:08d}"
+        try:
+            verify(target)
+        except DamagedCheckpoint:
             (self.folder / "best").unlink(missing_ok=True)
             return False
-        self._point("best", self.folder / f"step-{best:08d}")
+        self._point("best", target)
         return True
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastvae.command import mute_stdout
 from fastvae.engine.distributed import World
 
 
@@ -93,7 +94,10 @@ class RunLog:
         """Print a line above the bar (main rank)."""
         if self._main:
             self._bar.clear()
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except OSError:
+                mute_stdout()  # nobody listens: no reason to stop training
 
     def close(self) -> None:
         """Flush everything to disk."""

@@ -49,7 +49,9 @@ class VAE(nn.Module):
         return self.decoder(z), Posterior(mean, logvar)
 
     def _prepare(self, x: Tensor) -> Tensor:
-        """Check images given by a user; uint8 becomes [0, 1]."""
+        """Check images given by a user; uint8 becomes [0, 1]. They are not binarized here."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"images must be a torch tensor, got {type(x).__name__}")
         shape = tuple(self.config.image_shape)
         if x.dim() != 4 or tuple(x.shape[1:]) != shape:
             raise ValueError(f"images must be (B, {', '.join(map(str, shape))}), got {x.shape}")
@@ -91,6 +93,8 @@ class VAE(nn.Module):
 
         Shapes: returns (count, C, H, W) in [0, 1].
         """
+        if count < 0:
+            raise ValueError(f"count = {count}: expected 0 or more")
         device = next(self.parameters()).device
         ordinal = torch.arange(count, device=device)
         eps = ops.philox_normal(ops.derive_seed(seed, "prior"), ordinal, self.config.latent_dim)
