@@ -64,7 +64,7 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Remove the folder again if nothing has been written to it."""
-        if {p.name for p in self.path.iterdir()} <= {_LOCK}:
+        if self.path.is_dir() and {p.name for p in self.path.iterdir()} <= {_LOCK}:
             shutil.rmtree(self.path)
 
     def begin(self, config: Config) -> None:

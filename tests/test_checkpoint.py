@@ -434,7 +434,11 @@ def test_a_name_that_is_taken(config: Config) -> None:
 
 def test_an_empty_folder_of_that_name_is_used(config: Config) -> None:
     named = replace(config, name="mine")
-    assert new_run_folder(named) == new_run_folder(named)
+    first = new_run_folder(named)
+    with pytest.raises(UserError, match="another process is training in"):
+        new_run_folder(named)
+    first.unlock()
+    assert new_run_folder(named) == first
 
 
 def test_abandoning_removes_only_what_is_empty(config: Config) -> None:
@@ -479,6 +483,7 @@ def test_begin_writes_a_config_that_reads_back(config: Config) -> None:
     folder.begin(named)
     assert read_config(folder.config) == replace(named, name="", resume=False)
     assert sorted(os.listdir(folder.path)) == [
+        ".lock",
         "README.md",
         "config.toml",
         "environment.json",

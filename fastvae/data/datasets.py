@@ -58,7 +58,9 @@ def _idx_pair(root: Path, part: str) -> Arrays:
             "(count, height, width)"
         )
     if labels.ndim != 1:
-        raise UserError(f"{paths[1]} holds an array of shape {labels.shape}: expected (count,)")
+        raise UserError(
+            f"{paths[1]} holds an array of shape {labels.shape}: expected labels (count,)"
+        )
     if len(images) != len(labels):
         raise UserError(
             f"{paths[0]} has {len(images)} images but {paths[1]} has {len(labels)} labels: "
