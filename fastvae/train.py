@@ -118,7 +118,8 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
     logged = first
     try:
         for step in range(first, t.total_steps):
-            t.objective.train()
+            if not t.model.training:  # validation and pictures leave it in evaluation mode
+                t.objective.train()
             values = train_step(t, step, watch)
             done = step + 1
             at_end = done == t.total_steps
@@ -141,7 +142,7 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
                     f"stopped by {signal.name or 'a signal to another rank'} after step {done}; "
                     f"checkpoint saved; go on with: fastvae train {folder.path} --resume"
                 )
-        finish(t, log, store, folder, begin)
+        finish(t, log, folder, begin)
     finally:
         signal.close()
         log.close()
@@ -219,9 +220,7 @@ def draw(t: Trainer, log: RunLog, folder: RunFolder, done: int) -> None:
         log.image(name, done, pixels)
 
 
-def finish(
-    t: Trainer, log: RunLog, store: CheckpointStore, folder: RunFolder, begin: float
-) -> None:
+def finish(t: Trainer, log: RunLog, folder: RunFolder, begin: float) -> None:
     """Evaluate the best checkpoint on the test split, plot the curves, say where to look."""
 
     def load_best() -> None:

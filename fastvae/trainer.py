@@ -30,7 +30,7 @@ from fastvae.run import config_text, environment, load_weights
 
 @dataclass
 class Trainer:
-    """Everything the loop works with; no logic."""
+    """Everything the loop works with."""
 
     config: Config
     world: World
