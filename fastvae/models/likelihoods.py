@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from fastvae import ops
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, ABC):
     """What a likelihood must offer."""
 
     parameters_per_value: int
@@ -17,13 +18,13 @@ class Likelihood(nn.Module):
     constants: str
     """What the reported number includes, for tables."""
 
+    @abstractmethod
     def nll(self, params: Tensor, target: Tensor) -> Tensor:
         """-log p(target | params), summed over pixels, nats. Shapes: (B, ...); returns (B,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
         """Mean image in [0, 1]. Shapes: params (B, ...); returns (B, C, H, W)."""
-        raise NotImplementedError
 
 
 class Bernoulli(Likelihood):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -10,20 +11,20 @@ from torch import Tensor, nn
 from fastvae import ops
 
 
-class Prior(nn.Module):
+class Prior(nn.Module, ABC):
     """What a prior must offer."""
 
+    @abstractmethod
     def kl(self, mean: Tensor, logvar: Tensor) -> Tensor:
         """KL(q || p) per latent, nats. Shapes: mean, logvar (B, Z); returns (B, Z)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z), nats. Shapes: z (B, Z); returns (B,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, eps: Tensor) -> Tensor:
         """Latents from standard normal noise. Shapes: eps (B, Z); returns (B, Z)."""
-        raise NotImplementedError
 
 
 class StandardNormal(Prior):
