@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from fastvae.errors import (
     EXIT_BAD_INPUT,
@@ -26,25 +26,37 @@ def run_command(command: Callable[[list[str]], Any], argv: Sequence[str] | None)
 
     Under torchrun every rank fails alike; only the first one speaks.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    ending = _run(command, list(sys.argv[1:] if argv is None else argv))
+    # Out here the exception is gone, and with it the frames that kept models and process groups
+    # alive: gloo's threads must end before the interpreter does, or the process aborts.
+    if ending is not None:
+        line, code = ending
+        if line and os.environ.get("RANK", "0") == "0":
+            print(" ".join(line.split()), file=sys.stderr, flush=True)
+        sys.exit(code)
+
+
+def _run(command: Callable[[list[str]], Any], args: list[str]) -> tuple[str, int] | None:
+    """Run a command; what to say and the exit code if it did not end well."""
     try:
         command(args)
     except UserError as error:
-        _end(f"fastvae: error: {error}", EXIT_BAD_INPUT)
+        return f"fastvae: error: {error}", EXIT_BAD_INPUT
     except Diverged as error:
-        _end(f"fastvae: training diverged: {error}", EXIT_DIVERGED)
+        return f"fastvae: training diverged: {error}", EXIT_DIVERGED
     except Stopped as error:
-        _end(f"fastvae: {error}", EXIT_STOPPED)
+        return f"fastvae: {error}", EXIT_STOPPED
     except BrokenPipeError:
         mute_stdout()
-        sys.exit(1)
+        return "", 1
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         where = error.filename or "the run folder"
-        _end(f"fastvae: error: cannot write {where}: {error.strerror}", EXIT_BAD_INPUT)
+        return f"fastvae: error: cannot write {where}: {error.strerror}", EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        _end("fastvae: interrupted", 130)
+        return "fastvae: interrupted", 130
+    return None
 
 
 def mute_stdout() -> None:
@@ -53,9 +65,3 @@ def mute_stdout() -> None:
     The file itself is exchanged: Python would complain once more when it flushes at exit.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _end(line: str, code: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
-        print(" ".join(line.split()), file=sys.stderr, flush=True)
-    sys.exit(code)

@@ -24,6 +24,7 @@ from fastvae.command import run_command
 from fastvae.config import Config
 from fastvae.engine import checkpoint, distributed, precision
 from fastvae.engine.checkpoint import CheckpointStore, DamagedCheckpoint
+from fastvae.engine.distributed import World
 from fastvae.engine.metrics import RunLog, Stopwatch
 from fastvae.engine.optim import set_learning_rate
 from fastvae.engine.signals import StopSignal
@@ -46,25 +47,29 @@ def train(config: Config) -> Path:
     """Train as configured and return the run folder."""
     world = distributed.join(config.device)
     try:
-        start = choose_start(config, world)
-        precision.set_backend_flags(
-            tf32=config.tf32, deterministic=config.deterministic, threads=config.threads
-        )
-        folder = start.folder
-        try:
-            trainer = build(start.config, world)
-            store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
-            first = restore(trainer, store, start.checkpoint) if start.checkpoint else 0
-            if world.is_main:
-                folder.begin(start.config)
-            run_training(trainer, folder, store, first)
-        finally:
-            if world.is_main:
-                folder.abandon()
-                folder.unlock()
-        return folder.path
+        return _train(config, world)
     finally:
         distributed.leave()
+
+
+def _train(config: Config, world: World) -> Path:
+    start = choose_start(config, world)
+    folder = start.folder
+    precision.set_backend_flags(
+        tf32=config.tf32, deterministic=config.deterministic, threads=config.threads
+    )
+    try:
+        trainer = build(start.config, world)
+        store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
+        first = restore(trainer, store, start.checkpoint) if start.checkpoint else 0
+        if world.is_main:
+            folder.begin(start.config)
+        run_training(trainer, folder, store, first)
+    finally:
+        if world.is_main:
+            folder.abandon()
+            folder.unlock()
+    return folder.path
 
 
 def train_step(t: Trainer, step: int, watch: Stopwatch) -> dict[str, float]:

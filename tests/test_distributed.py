@@ -89,27 +89,31 @@ from fastvae.presets import get_preset
 from fastvae.trainer import build
 from fastvae import ops
 
-world = distributed.join("cpu")
-trainer = build(replace(get_preset("digits"), out=sys.argv[1]), world)
-batch = trainer.loaders["train"].train_batch(trainer.plan, 0)
-eps = ops.philox_normal(1, batch.ordinal, trainer.config.model.latent_dim)
+def main():
+    world = distributed.join("cpu")
+    trainer = build(replace(get_preset("digits"), out=sys.argv[1]), world)
+    batch = trainer.loaders["train"].train_batch(trainer.plan, 0)
+    eps = ops.philox_normal(1, batch.ordinal, trainer.config.model.latent_dim)
 
-def spread():
-    flat = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
-    low, high = flat.clone(), flat.clone()
-    dist.all_reduce(low, op=dist.ReduceOp.MIN)
-    dist.all_reduce(high, op=dist.ReduceOp.MAX)
-    trainer.optimizer.zero_grad()
-    return float((high - low).max())
+    def spread():
+        flat = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+        low, high = flat.clone(), flat.clone()
+        dist.all_reduce(low, op=dist.ReduceOp.MIN)
+        dist.all_reduce(high, op=dist.ReduceOp.MAX)
+        trainer.optimizer.zero_grad()
+        return float((high - low).max())
 
-loss, _ = trainer.objective(batch.x, eps, torch.tensor(1.0))
-loss.backward()
-ours = spread()
-loss, _ = trainer.objective.module(batch.x, eps, torch.tensor(1.0))
-loss.backward()
-around = spread()
-if world.is_main:
-    print("spread of our gradients", ours)
-    print("spread around DDP", around)
+    loss, _ = trainer.objective(batch.x, eps, torch.tensor(1.0))
+    loss.backward()
+    ours = spread()
+    loss, _ = trainer.objective.module(batch.x, eps, torch.tensor(1.0))
+    loss.backward()
+    around = spread()
+    if world.is_main:
+        print("spread of our gradients", ours)
+        print("spread around DDP", around)
+
+# In a function: a process group that lives until the interpreter ends may abort it.
+main()
 distributed.leave()
 """
