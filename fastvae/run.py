@@ -50,11 +50,13 @@ class RunFolder:
         handle = (self.path / _LOCK).open("w")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             handle.close()
             raise UserError(
                 f"another process is training in {self.path}: wait for it, or give another --name"
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            print(f"warning: {self.path} cannot be locked ({error.strerror})", file=sys.stderr)
         _HELD[self.path] = handle
 
     def unlock(self) -> None:

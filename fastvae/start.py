@@ -126,11 +126,10 @@ def _preset_table() -> str:
 
 
 def _print_usage() -> None:
-    """Help without a preset: usage, presets, and every option with the defaults of Config."""
+    """Help without a preset: usage, presets, every option with Config's defaults. Exits 0."""
     print(f"usage: fastvae train PRESET [options]\n\n{ABOUT}{_preset_table()}\n")
     print("Options, with the values they have when neither preset nor file says otherwise:\n")
     parse_options(Config, Config(), ["--help"], prog="fastvae train PRESET", about="")
-    sys.exit(0)  # not reached: --help exits
 
 
 def choose_start(config: Config, world: World) -> Start:
@@ -142,20 +141,23 @@ def _choose(config: Config, world: World) -> Start:
     if config.resume:
         folder = find_run_folder(config)
         if folder is not None:
-            return _resume(config, folder, world)
+            folder.lock()
+            try:
+                return _resume(config, folder, world)
+            except UserError:
+                folder.unlock()
+                raise
         print("nothing to resume yet: starting a new run", flush=True)
-    folder = new_run_folder(config)
-    return _new(config, folder, world)
+    config = _with_precision(config, config.precision, world)
+    return Start(config=config, folder=new_run_folder(config), checkpoint=None)
 
 
-def _new(config: Config, folder: RunFolder, world: World) -> Start:
-    precision = resolve_precision(config.precision, world.device)
-    config = replace(config, precision=precision)  # type: ignore[arg-type]
-    return Start(config=config, folder=folder, checkpoint=None)
+def _with_precision(config: Config, wanted: str, world: World) -> Config:
+    precision = resolve_precision(wanted, world.device)
+    return replace(config, precision=precision)  # type: ignore[arg-type]
 
 
 def _resume(config: Config, folder: RunFolder, world: World) -> Start:
-    folder.lock()
     store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
     path, damaged = store.newest_valid()
     for line in damaged:
@@ -167,11 +169,11 @@ def _resume(config: Config, folder: RunFolder, world: World) -> Start:
                 "start another run with --name"
             )
         print(f"no checkpoint in {folder.path} yet: starting it afresh", flush=True)
-        return _new(config, folder, world)
+        config = _with_precision(config, config.precision, world)
+        return Start(config=config, folder=folder, checkpoint=None)
     saved = read_config(path / "config.toml")
     wanted = saved.precision if config.precision == "auto" else config.precision
-    precision = resolve_precision(wanted, world.device)
-    config = replace(config, precision=precision)  # type: ignore[arg-type]
+    config = _with_precision(config, wanted, world)
     check_resumable(saved, config, path)
     store.set_aside_after(int(path.name.removeprefix("step-")))
     return Start(config=config, folder=folder, checkpoint=path)
