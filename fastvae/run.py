@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -45,18 +46,29 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def lock(self) -> None:
-        """Claim the folder for this process until ``unlock`` or its end; UserError if taken."""
+    def lock(self, *, wait: float = 0.0) -> None:
+        """Claim the folder for this process until ``unlock`` or its end; UserError if taken.
+
+        Args:
+            wait: seconds to give a process that is ending time to let go.
+        """
         handle = (self.path / _LOCK).open("w")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            raise UserError(
-                f"another process is training in {self.path}: wait for it, or give another --name"
-            ) from None
-        except OSError as error:  # some network file systems have no locks
-            print(f"warning: {self.path} cannot be locked ({error.strerror})", file=sys.stderr)
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    handle.close()
+                    raise UserError(
+                        f"another process is training in {self.path}: wait for it, or give "
+                        "another --name"
+                    ) from None
+                time.sleep(0.1)
+            except OSError as error:  # some network file systems have no locks
+                print(f"warning: {self.path} cannot be locked ({error.strerror})", file=sys.stderr)
+                break
         _HELD[self.path] = handle
 
     def unlock(self) -> None:

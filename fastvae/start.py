@@ -141,7 +141,7 @@ def _choose(config: Config, world: World) -> Start:
     if config.resume:
         folder = find_run_folder(config)
         if folder is not None:
-            folder.lock()
+            folder.lock(wait=10.0)  # a run that was just killed may still be on its way out
             try:
                 return _resume(config, folder, world)
             except UserError:

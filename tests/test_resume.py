@@ -32,7 +32,6 @@ def start_and_kill(words: list[str], ranks: int, folder: Path, after_step: int) 
     process = subprocess.Popen(
         command(*words, ranks=ranks),
         env=environment(),
-        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -43,7 +42,11 @@ def start_and_kill(words: list[str], ranks: int, folder: Path, after_step: int) 
             break
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun gives its workers sessions of their own: killing its group would leave them running.
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == (ranks if ranks > 1 else 0)
+    for pid in (*map(int, workers), process.pid):
+        os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
