@@ -16,6 +16,7 @@ setup(
         "fastvae.engine",
         "fastvae.kernels",
         "fastvae.models",
+        "fastvae.ops",
         "fastvae.presets",
     ],
     package_dir={"fastvae.kernels": "kernels", "fastvae.data_tools": "data_tools"},

@@ -27,7 +27,7 @@ from fastvae.engine.distributed import World
 from fastvae.engine.metrics import Stopwatch
 from fastvae.models import build_model
 from fastvae.presets import get_preset
-from fastvae.train import train_step
+from fastvae.train import make_step, train_step
 from fastvae.trainer import build
 
 STEPS = 20  # per round
@@ -50,11 +50,11 @@ def mnist_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ours(config: Config) -> Callable[[], None]:
     """STEPS steps of fastvae's loop."""
     trainer = build(config, World(rank=0, size=1, device=torch.device("cpu")))
-    steps, watch = itertools.count(), Stopwatch()
+    step, steps, watch = make_step(trainer), itertools.count(), Stopwatch()
 
     def run() -> None:
         for _ in range(STEPS):
-            train_step(trainer, next(steps) % trainer.total_steps, watch)
+            train_step(trainer, step, next(steps) % trainer.total_steps, watch)
 
     return run
 

@@ -268,7 +268,10 @@ class Config:
     channels_last: bool = True
     """Keep images and convolutions in channels-last memory order (conv networks)."""
     compile: bool = False
-    """Compile the objective with torch.compile."""
+    """Compile the objective, and on a CPU the fused losses, with torch.compile."""
+    cuda_graph: bool = False
+    """Capture the whole training step in one CUDA graph: the lever for small networks on a GPU.
+    Where a step cannot be captured, a message says why and training goes on without."""
     threads: int = 0
     """CPU threads per process (0 = torch's choice; small networks are fastest with 1)."""
     deterministic: bool = False

@@ -25,7 +25,7 @@ from fastvae.config import Config, DataConfig
 from fastvae.configio import parse_options
 from fastvae.data.datasets import load_splits
 from fastvae.data.loader import Loader, Pixels
-from fastvae.engine import distributed
+from fastvae.engine import distributed, precision
 from fastvae.engine.distributed import World
 from fastvae.errors import UserError
 from fastvae.estimate import ACTIVE_VARIANCE, Estimate, estimate
@@ -90,6 +90,7 @@ def _evaluate(args: list[str]) -> None:
     trained = read_config(folder / "config.toml")
     world = distributed.join(options.device)
     try:
+        precision.resolve_path(world.device)
         model = load(folder, device=world.device)
         data = trained.data
         if options.binarize != "trained":

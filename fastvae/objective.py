@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastvae.models import VAE, Posterior
+from fastvae.models import VAE, LossWeights
 
 
 class Objective(nn.Module):
@@ -23,35 +23,42 @@ class Objective(nn.Module):
             "Improved variational inference with inverse autoregressive flow", appendix C.8). The
             mean is over the micro-batch of a rank, the only batch a forward sees.
         autocast: dtype of the networks, or None for float32.
+        scale: factor of the loss, 1 / micro-batches per step. It belongs here: the gradient of the
+            loss is written in the forward pass, where a factor costs nothing.
     """
 
-    def __init__(self, model: VAE, *, free_bits: float, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        model: VAE,
+        *,
+        free_bits: float,
+        autocast: torch.dtype | None,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.model = model
         self.free_bits = free_bits
         self.autocast = autocast
+        self.scale = scale
 
-    def forward(self, x: Tensor, eps: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, rng: Tensor, sample_offset: int, beta: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Loss and what to log.
 
-        Shapes: x (B, C, H, W), eps (B, Z) standard normal, beta () float32; returns the loss (),
-        and (2, B) float32 without gradient: nll and kl of each sample, in nats.
-        """
-        nll, kl_latents, _ = self.terms(x, eps)
-        kl = kl_latents.sum(dim=1)
-        if self.free_bits > 0.0:
-            kl_term = kl_latents.mean(dim=0).clamp(min=self.free_bits).sum()
-        else:
-            kl_term = kl.mean()
-        loss = nll.mean() + beta * kl_term
-        return loss, torch.stack((nll, kl)).detach()
+        Args:
+            x: (B, C, H, W) images.
+            rng: (2,) int64, noise state (see ``ops.rng_state``).
+            sample_offset: number of the first image, added to the state's counter.
+            beta: () float32, weight of the KL term.
 
-    def terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Posterior]:
-        """The parts of the ELBO in nats: nll (B,), KL per latent (B, Z), and the posterior."""
+        Returns:
+            The loss () times ``scale``, and (2, B) float32 without gradient: nll and kl of each
+            image, in nats.
+        """
         enabled = self.autocast is not None
         with torch.autocast(x.device.type, dtype=self.autocast, enabled=enabled):
-            params, posterior = self.model(x, eps)
-        with torch.autocast(x.device.type, enabled=False):
-            nll = self.model.likelihood.nll(params, x)
-            kl_latents = self.model.prior.kl(posterior.mean, posterior.logvar)
-        return nll, kl_latents, posterior
+            params, draw = self.model(x, rng, sample_offset)
+        weights = LossWeights(beta=beta, free_bits=self.free_bits, scale=self.scale)
+        out = self.model.likelihood.elbo(params, x, draw, weights)
+        return out.loss, torch.stack((out.nll, out.kl))

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import fastvae
-from fastvae import figures, ops
+from fastvae import figures
 from fastvae.command import run_command
 from fastvae.config import Config
-from fastvae.engine import checkpoint, distributed, precision
+from fastvae.data.batch import Batch
+from fastvae.engine import checkpoint, distributed, graph, precision
 from fastvae.engine.checkpoint import CheckpointStore, DamagedCheckpoint
 from fastvae.engine.distributed import World
+from fastvae.engine.graph import StepGraph
 from fastvae.engine.metrics import RunLog, Stopwatch
 from fastvae.engine.optim import set_learning_rate
 from fastvae.engine.signals import StopSignal
@@ -72,34 +74,58 @@ def _train(config: Config, world: World) -> Path:
     return folder.path
 
 
-def train_step(t: Trainer, step: int, watch: Stopwatch) -> dict[str, float]:
+Step = Callable[[Iterable[Batch]], None]
+
+
+def make_step(t: Trainer) -> Step:
+    """The step on the device: ``optimizer_step``, as one CUDA graph when asked for and possible."""
+
+    def step(batches: Iterable[Batch]) -> None:
+        optimizer_step(t, batches)
+
+    if t.config.cuda_graph and not graph.why_not(t.config, t.world):
+        return StepGraph(step)
+    return step
+
+
+def train_step(t: Trainer, run: Step, step: int, watch: Stopwatch) -> dict[str, float]:
     """One optimizer step over one global batch; nothing is read back from the device.
 
     Returns the values of the schedules.
     """
     lr, beta = t.learning_rate_at(step), t.beta_at(step)
     set_learning_rate(t.optimizer, lr)
-    beta_tensor = torch.full((), beta, device=t.world.device)
-    noise_seed = ops.derive_seed(t.config.seed, "posterior")
-    losses, stats = [], []
+    t.beta.fill_(beta)
+    t.rng[1].fill_(step * t.config.batch_size)
+    run(load_batches(t, step, watch))
+    t.ema.update(step)
+    return {"lr": lr, "beta": beta}
+
+
+def load_batches(t: Trainer, step: int, watch: Stopwatch) -> Iterator[Batch]:
+    """The micro-batches of a step for this rank."""
     for micro in range(t.config.accumulate):
         since = time.perf_counter()
         batch = t.loaders["train"].train_batch(t.plan, step, micro)
         watch.data(since)
-        eps = ops.philox_normal(noise_seed, batch.ordinal, t.config.model.latent_dim)
+        yield batch
+
+
+def optimizer_step(t: Trainer, batches: Iterable[Batch]) -> None:
+    """Forward and backward of each micro-batch, then the optimizer: all of it on the device."""
+    losses, stats = [], []
+    for micro, batch in enumerate(batches):
         last = micro == t.config.accumulate - 1
         # DDP averages gradients over ranks in the last backward only; the others just add up.
         ddp = t.objective if isinstance(t.objective, DistributedDataParallel) else None
         with ddp.no_sync() if ddp and not last else contextlib.nullcontext():
-            loss, terms = t.objective(batch.x, eps, beta_tensor)
-            t.guard.backward(loss / t.config.accumulate)
+            loss, terms = t.objective(batch.x, t.rng, t.plan.offset(micro), t.beta)
+            t.guard.backward(loss)
         losses.append(loss.detach())
         stats.append(terms.mean(dim=1))
     norm = t.guard.step()
-    t.ema.update(step)
     nll, kl = torch.stack(stats).mean(dim=0)
-    t.meter.add([torch.stack(losses).mean(), nll, kl, norm])
-    return {"lr": lr, "beta": beta}
+    t.meter.add([torch.stack(losses).sum(), nll, kl, norm])
 
 
 def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: int) -> None:
@@ -113,6 +139,7 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
         total=t.total_steps,
     )
     log.say(describe(t, folder, first))
+    run = make_step(t)
     if first >= t.total_steps:
         log.say("nothing left to train: raise --epochs to go on")
     signal = StopSignal(world)
@@ -125,7 +152,7 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
         for step in range(first, t.total_steps):
             if not t.model.training:  # validation and pictures leave it in evaluation mode
                 t.objective.train()
-            values = train_step(t, step, watch)
+            values = train_step(t, run, step, watch)
             done = step + 1
             at_end = done == t.total_steps
             shown = None
@@ -263,15 +290,18 @@ def finish(t: Trainer, log: RunLog, folder: RunFolder, begin: float) -> None:
 def describe(t: Trainer, folder: RunFolder, first: int) -> str:
     """What is about to happen, for a person."""
     config, sizes = t.config, {k: len(loader.source) for k, loader in t.loaders.items()}
+    refusal = graph.why_not(config, t.world) if config.cuda_graph else ""
     return (
         f"fastvae {fastvae.__version__}: preset {config.preset}, "
         f"{count_parameters(t.model):,} parameters, {config.precision} on "
-        f"{t.world.size} x {t.world.device.type}\n"
+        f"{t.world.size} x {t.world.device.type}, losses: "
+        f"{precision.resolve_path(t.world.device)}\n"
         f"data {config.data.dataset}: {sizes['train']:,} train, {sizes['val']:,} val, "
         f"{sizes['test']:,} test images; {t.plan.steps_per_epoch} steps per epoch of "
         f"{config.batch_size} images\n"
         f"run folder {folder.path}, "
         + (f"resumed at step {first} of {t.total_steps}" if first else f"{t.total_steps} steps")
+        + (f"\n--cuda-graph: not captured: {refusal}" if refusal else "")
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastvae import ops
@@ -16,7 +16,7 @@ from fastvae.data.datasets import load_splits
 from fastvae.data.loader import Loader, Pixels
 from fastvae.data.plan import Plan
 from fastvae.data.sources.resident import ResidentSource
-from fastvae.engine import checkpoint, precision, schedules
+from fastvae.engine import checkpoint, graph, precision, schedules
 from fastvae.engine.checkpoint import CheckpointStore
 from fastvae.engine.distributed import World
 from fastvae.engine.ema import EMA
@@ -43,6 +43,10 @@ class Trainer:
     guard: GuardedStep
     ema: EMA
     meter: Meter
+    rng: Tensor
+    """(2,) int64 on the device: seed of the posterior's noise, number of the step's first image."""
+    beta: Tensor
+    """() on the device: weight of the KL term in this step."""
     total_steps: int
     best: float = float("inf")
     """Lowest validation loss so far (at the final beta), nats per image."""
@@ -70,6 +74,8 @@ class Trainer:
 
 def build(config: Config, world: World) -> Trainer:
     """Make data, model, optimizer and the rest from the configuration."""
+    ops.prefer("compiled" if config.compile else "auto")
+    precision.resolve_path(world.device)
     torch.manual_seed(config.seed)
     channels_last = config.channels_last and config.model.encoder != "mlp"
     sources = load_splits(config.data)
@@ -105,10 +111,16 @@ def build(config: Config, world: World) -> Trainer:
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     autocast = precision.DTYPES[config.precision]
-    objective: nn.Module = Objective(model, free_bits=config.kl.free_bits, autocast=autocast)
+    objective: nn.Module = Objective(
+        model,
+        free_bits=config.kl.free_bits,
+        autocast=autocast,
+        scale=1.0 / config.accumulate,
+    )
     if config.compile:
         objective.compile()
-    optimizer = build_optimizer(config.optim, model)
+    capturable = config.cuda_graph and not graph.why_not(config, world)
+    optimizer = build_optimizer(config.optim, model, capturable=capturable)
     ema = EMA(model, config.optim.ema_decay)
     if world.size > 1:
         devices = [world.device.index] if world.device.type == "cuda" else None
@@ -134,6 +146,8 @@ def build(config: Config, world: World) -> Trainer:
         guard=guard,
         ema=ema,
         meter=Meter(("loss", "nll", "kl", "grad_norm"), world.device),
+        rng=ops.rng_state(ops.derive_seed(config.seed, "posterior"), world.device),
+        beta=torch.zeros((), device=world.device),
         total_steps=config.max_steps or config.epochs * plan.steps_per_epoch,
     )
 

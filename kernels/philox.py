@@ -5,8 +5,14 @@ counter and a 64-bit key into four 32-bit words by ten rounds of multiply and xo
 hidden state, so noise that is keyed by the *global* ordinal of a sample is the same for any number
 of ranks, any micro-batch split and after any resume.
 
-Counter layout: word 0 = column // 4, word 1 and 2 = low and high half of the ordinal, word 3 = 0.
+Counter layout: word 0 = column // 4, word 1 and 2 = low and high half of the ordinal, word 3 =
+stream (0 for noise and pixels; others keep decisions about a whole sample apart from its pixels).
 Key: low and high half of the seed. Column c reads word c % 4.
+
+The normal transform uses only integer operations, conversions, additions, multiplications and
+square roots, each rounded once in float32. IEEE 754 fixes the result of all of these, so PyTorch,
+compiled C++ and Triton (with fused multiply-add switched off) give the same bits on any device;
+``log``, ``sin`` and ``cos`` of the libraries would not.
 
 Everything here is plain PyTorch on int64 tensors (any device): the reference that fused kernels
 are held to.
@@ -15,7 +21,6 @@ are held to.
 from __future__ import annotations
 
 import hashlib
-import math
 
 import torch
 from torch import Tensor
@@ -43,8 +48,12 @@ def _mul_hi_lo(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return (p >> 32) & _MASK, p & _MASK
 
 
-def philox_words(seed: int, ordinal: Tensor, columns: int) -> Tensor:
+def philox_words(seed: int | Tensor, ordinal: Tensor, columns: int, *, stream: int = 0) -> Tensor:
     """Uniform 32-bit words for each (ordinal, column).
+
+    Args:
+        seed: an int, or a () int64 tensor on the device of ``ordinal`` (read there, no wait).
+        stream: counter word 3.
 
     Shapes: ordinal (R,) int64 >= 0; returns (R, columns) int64 holding uint32 values.
     """
@@ -56,7 +65,7 @@ def philox_words(seed: int, ordinal: Tensor, columns: int) -> Tensor:
     c0 = torch.arange(groups, device=dev, dtype=torch.int64).expand(rows, groups)
     c1 = (ordinal & _MASK)[:, None].expand(rows, groups)
     c2 = ((ordinal >> 32) & _MASK)[:, None].expand(rows, groups)
-    c3 = torch.zeros((), dtype=torch.int64, device=dev).expand(rows, groups)
+    c3 = torch.full((), stream, dtype=torch.int64, device=dev).expand(rows, groups)
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(_ROUNDS):
         hi0, lo0 = _mul_hi_lo(c0, _M0)
@@ -66,24 +75,72 @@ def philox_words(seed: int, ordinal: Tensor, columns: int) -> Tensor:
     return torch.stack((c0, c1, c2, c3), dim=-1).reshape(rows, groups * 4)[:, :columns]
 
 
-def philox_normal(seed: int, ordinal: Tensor, columns: int) -> Tensor:
+def philox_normal(seed: int | Tensor, ordinal: Tensor, columns: int) -> Tensor:
     """Standard normal noise keyed by (seed, ordinal, column), by the Box-Muller transform.
 
-    Computed in float64 and rounded to float32: vectorised and scalar float32 log/sin differ in the
-    last bit, which would make the noise depend on the batch shape. 24-bit uniforms centred in their
-    cell bound |eps| by sqrt(-2 ln 2^-25) = 5.89.
+    Columns 2i and 2i + 1 are radius * (cos, sin) of one pair of words. |eps| < 6.77.
 
     Shapes: ordinal (R,) int64; returns (R, columns) float32.
     """
     words = philox_words(seed, ordinal, columns + columns % 2)
-    u = ((words >> 8).to(torch.float64) + 0.5) * 2.0**-24  # in (0, 1)
-    radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
-    angle = (2.0 * math.pi) * u[:, 1::2]
-    pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return pair.reshape(words.shape)[:, :columns].to(torch.float32)
+    first, second = words[:, 0::2], words[:, 1::2]
+    radius = _radius(first)
+    one, two = _unit_vector(second)
+    pair = torch.stack((radius * one, radius * two), dim=-1)
+    return pair.reshape(words.shape)[:, :columns].contiguous()
 
 
-def philox_bernoulli(seed: int, ordinal: Tensor, pixels: Tensor) -> Tensor:
+# Least-maximum-error polynomials (fitted in float64, rounded to float32), lowest power first.
+# log(1 + f) / f on [sqrt(1/2) - 1, sqrt(2) - 1]: relative error 1.7e-7.
+LOG_COEFFICIENTS = (
+    0.9999999,
+    -0.5000034,
+    0.33335608,
+    -0.2497156,
+    0.19884235,
+    -0.17212428,
+    0.16338151,
+    -0.10378718,
+)
+# sin(pi/4 * v) / v and cos(pi/4 * v) in v^2 on [0, 1]: errors 2.4e-9 and 2.8e-8.
+SIN_COEFFICIENTS = (0.78539816, -0.080745436, 0.0024900071, -0.00003595451)
+COS_COEFFICIENTS = (1.0, -0.30842426, 0.015849916, -0.0003188805)
+MINUS_2_LN_2 = -1.3862944
+SQRT_HALF_BITS = 0x3F3504F3  # float32 sqrt(1/2)
+
+
+def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    total = x * coefficients[-1] + coefficients[-2]
+    for coefficient in coefficients[-3::-1]:
+        total = total * x + coefficient
+    return total
+
+
+def _radius(words: Tensor) -> Tensor:
+    """sqrt(-2 ln u), u = (word + 1/2) / 2^32 rounded to float32, in [2^-33, 1]."""
+    u = words.to(torch.float32) * 2.0**-32 + 2.0**-33
+    bits = u.view(torch.int32)
+    exponent = (bits - SQRT_HALF_BITS) >> 23  # u = 2^exponent * (1 + f), 1 + f near 1
+    f = (bits - (exponent << 23)).view(torch.float32) - 1.0
+    log = f * _horner(f, LOG_COEFFICIENTS)
+    square = exponent.to(torch.float32) * MINUS_2_LN_2 - (log + log)
+    # By way of float64: float32's sqrt of the MKL library is off by one bit for 1 number in 6.
+    return square.double().sqrt().float()
+
+
+def _unit_vector(words: Tensor) -> tuple[Tensor, Tensor]:
+    """A point on the unit circle: 30 bits give an angle in [-pi/4, pi/4), two more the quadrant."""
+    low = (words & 0x3FFFFFFF) << 2
+    signed = low - ((low >> 31) << 32)  # the 32 bits read as two's complement
+    v = signed.to(torch.float32) * 2.0**-31
+    square = v * v
+    sine, cosine = v * _horner(square, SIN_COEFFICIENTS), _horner(square, COS_COEFFICIENTS)
+    swap, flip = ((words >> 30) & 1).bool(), (words >> 31).bool()
+    one, two = torch.where(swap, sine, cosine), torch.where(swap, cosine, sine)
+    return torch.where(flip, -one, one), torch.where(flip, -two, two)
+
+
+def philox_bernoulli(seed: int | Tensor, ordinal: Tensor, pixels: Tensor) -> Tensor:
     """Draw bits with P(1) = pixel / 255, exact in integers (0 never, 255 always).
 
     Since 2^32 - 1 = 255 * 0x01010101, the bit is ``word < pixel * 0x01010101``.

@@ -87,13 +87,12 @@ from fastvae.config import replace
 from fastvae.engine import distributed
 from fastvae.presets import get_preset
 from fastvae.trainer import build
-from fastvae import ops
 
 def main():
     world = distributed.join("cpu")
     trainer = build(replace(get_preset("digits"), out=sys.argv[1]), world)
     batch = trainer.loaders["train"].train_batch(trainer.plan, 0)
-    eps = ops.philox_normal(1, batch.ordinal, trainer.config.model.latent_dim)
+    offset = trainer.plan.offset(0)
 
     def spread():
         flat = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
@@ -103,10 +102,10 @@ def main():
         trainer.optimizer.zero_grad()
         return float((high - low).max())
 
-    loss, _ = trainer.objective(batch.x, eps, torch.tensor(1.0))
+    loss, _ = trainer.objective(batch.x, trainer.rng, offset, torch.tensor(1.0))
     loss.backward()
     ours = spread()
-    loss, _ = trainer.objective.module(batch.x, eps, torch.tensor(1.0))
+    loss, _ = trainer.objective.module(batch.x, trainer.rng, offset, torch.tensor(1.0))
     loss.backward()
     around = spread()
     if world.is_main:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
+from fastvae import ops
 from fastvae.config import ModelConfig
 from fastvae.models import VAE, build_model
 from fastvae.objective import Objective
@@ -38,12 +39,13 @@ def make(**fields: Any) -> VAE:
 def batch(dtype: torch.dtype = torch.float32, count: int = 6) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = (torch.rand(count, *SHAPE, generator=generator) > 0.5).to(dtype)
-    return x, torch.randn(count, 5, generator=generator).to(dtype)
+    return x, ops.rng_state(1)
 
 
-def reference(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+def reference(model: VAE, x: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
     """nll (B,) and KL (B, Z) from torch.distributions."""
     mean, logvar = model.encoder(x)
+    eps = ops.philox_normal(int(rng[0]), rng[1] + torch.arange(len(x)), mean.shape[1])
     q = Normal(mean, (logvar / 2).exp())
     logits = model.decoder(mean + q.scale * eps)
     nll = -Bernoulli(logits=logits).log_prob(x).sum(dim=(1, 2, 3))
@@ -53,10 +55,10 @@ def reference(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
 def test_terms_are_those_of_torch_distributions(beta: float) -> None:
     model = make().double()
-    x, eps = batch(torch.float64)
+    x, rng = batch(torch.float64)
     objective = Objective(model, free_bits=0.0, autocast=None)
-    loss, terms = objective(x, eps, torch.tensor(beta, dtype=torch.float64))
-    nll, kl = reference(model, x, eps)
+    loss, terms = objective(x, rng, 0, torch.tensor(beta, dtype=torch.float64))
+    nll, kl = reference(model, x, rng)
     torch.testing.assert_close(terms[0], nll.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(terms[1], kl.sum(dim=1).detach(), rtol=1e-10, atol=1e-12)
     expected = (nll + beta * kl.sum(dim=1)).mean()
@@ -73,9 +75,9 @@ def test_terms_are_those_of_torch_distributions(beta: float) -> None:
 def test_grey_targets_are_bernoulli_means() -> None:
     """The cross-entropy with target t is t times that of 1 plus (1 - t) times that of 0."""
     model = make().double()
-    x, eps = batch(torch.float64)
+    x, rng = batch(torch.float64)
     grey = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)).double()
-    logits = model.decoder(eps)
+    logits = model.decoder(ops.philox_normal(int(rng[0]), torch.arange(len(x)), 5).double())
     q = Bernoulli(logits=logits)
     expected = -(grey * q.log_prob(torch.ones_like(x)) + (1 - grey) * q.log_prob(x * 0))
     nll = model.likelihood.nll(logits, grey)
@@ -94,10 +96,10 @@ def test_nll_of_extreme_logits_is_finite() -> None:
 @pytest.mark.parametrize("free_bits", [0.01, 0.5, 100.0])
 def test_free_bits(free_bits: float) -> None:
     model = make().double()
-    x, eps = batch(torch.float64)
+    x, rng = batch(torch.float64)
     objective = Objective(model, free_bits=free_bits, autocast=None)
-    loss, terms = objective(x, eps, torch.tensor(0.7, dtype=torch.float64))
-    nll, kl = reference(model, x, eps)
+    loss, terms = objective(x, rng, 0, torch.tensor(0.7, dtype=torch.float64))
+    nll, kl = reference(model, x, rng)
     per_latent = [max(free_bits, float(v)) for v in kl.detach().mean(dim=0)]
     assert loss.item() == pytest.approx(nll.mean().item() + 0.7 * sum(per_latent), rel=1e-12)
     # What is logged is the true KL.
@@ -106,14 +108,14 @@ def test_free_bits(free_bits: float) -> None:
 
 def test_free_bits_take_the_gradient_from_latents_below() -> None:
     model = make(encoder="mlp", decoder="mlp").double()
-    x, eps = batch(torch.float64)
+    x, rng = batch(torch.float64)
     with torch.no_grad():  # latent 0 far from the prior, the others on it; the decoder is blind
         model.encoder.head.weight.zero_()
         model.encoder.head.bias.zero_()
         model.encoder.head.bias[0] = 3.0
         model.decoder.head.weight.zero_()
     objective = Objective(model, free_bits=0.25, autocast=None)
-    objective(x, eps, torch.ones((), dtype=torch.float64))[0].backward()
+    objective(x, rng, 0, torch.ones((), dtype=torch.float64))[0].backward()
     grad = model.encoder.head.bias.grad
     assert grad[0].item() == pytest.approx(3.0)
     assert grad[1:].abs().max() == 0.0
@@ -122,12 +124,12 @@ def test_free_bits_take_the_gradient_from_latents_below() -> None:
 @pytest.mark.parametrize("decoder", ["conv", "mlp"])
 def test_losses_are_float32_under_autocast(decoder: str) -> None:
     model = make(encoder=decoder, decoder=decoder)
-    x, eps = batch()
-    plain, plain_terms = Objective(model, free_bits=0.0, autocast=None)(x, eps, torch.ones(()))
+    x, rng = batch()
+    plain, plain_terms = Objective(model, free_bits=0.0, autocast=None)(x, rng, 0, torch.ones(()))
     half = Objective(model, free_bits=0.0, autocast=torch.bfloat16)
     seen = []
     model.decoder.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
-    loss, terms = half(x, eps, torch.ones(()))
+    loss, terms = half(x, rng, 0, torch.ones(()))
     assert seen == [torch.bfloat16]
     assert (loss.dtype, terms.dtype) == (torch.float32, torch.float32)
     assert not torch.equal(loss, plain)
@@ -141,11 +143,11 @@ def test_losses_are_float32_under_autocast(decoder: str) -> None:
 
 def test_callers_autocast_does_not_reach_the_losses() -> None:
     model = make()
-    x, eps = batch()
+    x, rng = batch()
     objective = Objective(model, free_bits=0.0, autocast=None)
-    plain = objective(x, eps, torch.ones(()))[0]
+    plain = objective(x, rng, 0, torch.ones(()))[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(objective(x, eps, torch.ones(()))[0], plain)
+        assert torch.equal(objective(x, rng, 0, torch.ones(()))[0], plain)
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
@@ -153,13 +155,13 @@ def test_callers_autocast_does_not_reach_the_losses() -> None:
 def test_compiled_objective_is_the_same(free_bits: float, autocast: torch.dtype | None) -> None:
     torch._dynamo.reset()
     model = make()
-    x, eps = batch()
+    x, rng = batch()
     beta = torch.tensor(0.7)
     objective = Objective(model, free_bits=free_bits, autocast=autocast)
-    loss, terms = objective(x, eps, beta)
+    loss, terms = objective(x, rng, 0, beta)
     expected = torch.autograd.grad(loss, list(model.parameters()))
     compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
-    again, terms_again = compiled(x, eps, beta)
+    again, terms_again = compiled(x, rng, 0, beta)
     torch.testing.assert_close(again, loss)
     torch.testing.assert_close(terms_again, terms)
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if autocast is None else {"rtol": 0.05, "atol": 0.05}
@@ -171,11 +173,38 @@ def test_compiled_objective_is_the_same(free_bits: float, autocast: torch.dtype 
 def test_beta_is_no_constant_of_the_compiled_graph() -> None:
     torch._dynamo.reset()
     model = make(encoder="mlp", decoder="mlp")
-    x, eps = batch()
+    x, rng = batch()
     objective = Objective(model, free_bits=0.0, autocast=None)
     compiled = torch.compile(objective, backend="eager", fullgraph=True)
     torch._dynamo.utils.counters.clear()
     for value in (0.1, 0.2, 0.9):
         beta = torch.full((), value)
-        torch.testing.assert_close(compiled(x, eps, beta)[0], objective(x, eps, beta)[0])
+        torch.testing.assert_close(compiled(x, rng, 0, beta)[0], objective(x, rng, 0, beta)[0])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_scale_is_a_factor_of_the_loss_alone() -> None:
+    model = make()
+    x, rng = batch()
+    whole, terms = Objective(model, free_bits=0.0, autocast=None)(x, rng, 0, torch.tensor(0.7))
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(whole, parameters)
+    quarter = Objective(model, free_bits=0.0, autocast=None, scale=0.25)
+    loss, terms_again = quarter(x, rng, 0, torch.tensor(0.7))
+    torch.testing.assert_close(loss, 0.25 * whole)
+    assert torch.equal(terms_again, terms)
+    for have, want in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
+        torch.testing.assert_close(have, 0.25 * want)
+
+
+def test_micro_batches_are_slices_of_the_batch() -> None:
+    """The noise of a sample depends on its number, not on how the batch was cut."""
+    model = make().double()
+    x, rng = batch(torch.float64)
+    objective = Objective(model, free_bits=0.0, autocast=None)
+    beta = torch.tensor(0.7, dtype=torch.float64)
+    _, whole = objective(x, rng, 0, beta)
+    parts = [objective(x[i : i + 2], rng, i, beta)[1] for i in (0, 2, 4)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-12, atol=1e-12)
+    advanced = rng + torch.tensor([0, 4])
+    torch.testing.assert_close(objective(x[4:], advanced, 0, beta)[1], parts[2])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
@@ -236,11 +238,75 @@ def test_shapes_must_be_equal(logits: tuple[int, ...], target: tuple[int, ...]) 
     assert str(target) in str(error.value)
 
 
-def test_bool_and_integer_targets_count_as_bits() -> None:
-    logits = torch.tensor([[2.0, -1.0]])
-    expected = ops.bernoulli_nll(logits, torch.tensor([[1.0, 0.0]]))
-    for dtype in (torch.bool, torch.uint8, torch.float64):
-        assert torch.equal(ops.bernoulli_nll(logits, torch.tensor([[1, 0]]).to(dtype)), expected)
+def test_bits_and_bytes_as_targets() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    expected = ops.bernoulli_nll(logits, torch.tensor([[1.0, 0.0, 1.0]]))
+    bits = torch.tensor([[True, False, True]])
+    assert torch.equal(ops.bernoulli_nll(logits, bits), expected)
+    assert torch.equal(ops.bernoulli_nll(logits, bits.to(torch.uint8) * 255), expected)
+    assert torch.equal(ops.bernoulli_nll(logits, ops.pack_bits(bits), packed=True), expected)
+    grey = torch.tensor([[51, 102, 255]], dtype=torch.uint8)
+    as_float = ops.bernoulli_nll(logits, grey / 255.0)
+    torch.testing.assert_close(ops.bernoulli_nll(logits, grey), as_float)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 784])
+def test_packed_bits_are_those_of_numpy(rng: torch.Generator, size: int) -> None:
+    bits = torch.rand(3, size, generator=rng) > 0.5
+    expected = np.packbits(bits.numpy(), axis=1)
+    for pixels in (bits, bits.float(), bits.to(torch.uint8) * 255):
+        assert np.array_equal(ops.pack_bits(pixels).numpy(), expected)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_samples_per_target_repeat_the_target(rng: torch.Generator, samples: int) -> None:
+    logits = normal(rng, 4 * samples, 1, 5, 5).requires_grad_()
+    target = torch.rand(4, 1, 5, 5, generator=rng, dtype=torch.float64)
+    weight = torch.rand(4, 1, 5, 5, generator=rng, dtype=torch.float64)
+    got = ops.bernoulli_nll(logits, target, weight=weight, samples_per_target=samples)
+    elements = F.binary_cross_entropy_with_logits(
+        logits, target.repeat_interleave(samples, 0), reduction="none"
+    )
+    expected = (elements * weight.repeat_interleave(samples, 0)).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(got, expected)
+    (have,) = torch.autograd.grad(got.square().sum(), logits)
+    (want,) = torch.autograd.grad(expected.square().sum(), logits)
+    torch.testing.assert_close(have, want)
+
+
+def test_channels_last_is_read_as_it_lies(rng: torch.Generator) -> None:
+    """Same sums, and a gradient in the layout of the logits."""
+    shape = (3, 3, 8, 6)
+    logits = normal(rng, *shape).float()
+    target = torch.rand(shape, generator=rng)
+    laid_out = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected = ops.bernoulli_nll(logits, target)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        got = ops.bernoulli_nll(laid_out, target.contiguous(memory_format=layout))
+        torch.testing.assert_close(got, expected)
+        (grad,) = torch.autograd.grad(got.sum(), laid_out)
+        assert grad.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(grad, logits.sigmoid() - target)
+
+
+def test_reparam_kl_of_images_of_latents(rng: torch.Generator) -> None:
+    """Latents of any shape: noise is numbered along the flattened latents."""
+    mean, logvar = normal(rng, 4, 3, 5, 5), normal(rng, 4, 3, 5, 5)
+    state = ops.rng_state(7, counter=10)
+    z, kl_row, kl_dim = ops.reparam_kl(mean, logvar, state, sample_offset=5)
+    eps = ops.philox_normal(7, 15 + torch.arange(4), 75).double().view(mean.shape)
+    torch.testing.assert_close(z, ops.reparameterize(mean, logvar, eps))
+    kl = ops.kl_standard_normal(mean, logvar)
+    torch.testing.assert_close(kl_row, kl.sum(dim=(1, 2, 3)))
+    torch.testing.assert_close(kl_dim, kl.sum(dim=0))
+
+
+def test_bits_per_dimension(rng: torch.Generator) -> None:
+    logits = normal(rng, 4, 1, 5, 5).float()
+    out = ops.elbo_loss(logits, torch.rand(4, 1, 5, 5, generator=rng), torch.ones(4))
+    expected = (out.nll.mean() + 1.0) / (25 * math.log(2))
+    torch.testing.assert_close(out.bpd, expected)
+    torch.testing.assert_close(out.loss, out.nll.mean() + 1.0)
 
 
 def test_widen() -> None:

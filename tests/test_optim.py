@@ -419,18 +419,18 @@ def test_average_that_is_off_does_nothing() -> None:
 )
 def test_train_step_never_waits_for_the_device(change: Callable[[Config], Config]) -> None:
     from fastvae.engine.metrics import Stopwatch
-    from fastvae.train import train_step
+    from fastvae.train import make_step, train_step
     from fastvae.trainer import build
 
     world = World(rank=0, size=1, device=torch.device("cuda", 0))
     trainer = build(change(replace(get_preset("digits"), max_steps=10)), world)
-    watch = Stopwatch()
+    watch, run = Stopwatch(), make_step(trainer)
     for step in range(2):
-        train_step(trainer, step, watch)
+        train_step(trainer, run, step, watch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(2, 5):
-            train_step(trainer, step, watch)
+            train_step(trainer, run, step, watch)
     finally:
         torch.cuda.set_sync_debug_mode("default")

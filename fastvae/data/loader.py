@@ -30,18 +30,49 @@ class Pixels:
     def __init__(self, config: DataConfig, seed: int) -> None:
         self.config = config
         self.seed = ops.derive_seed(seed, "binarize")
+        self._state: tuple[tuple[int, torch.device], Tensor] | None = None
 
-    def __call__(self, pixels: Tensor, index: Tensor, epoch: int | None) -> Tensor:
-        """Shapes: pixels (B, C, H, W) uint8, index (B,); epoch None stands for evaluation."""
+    def __call__(
+        self,
+        images: Tensor,
+        keys: Tensor,
+        epoch: int | None,
+        *,
+        rows: Tensor | None = None,
+        channels_last: bool = False,
+    ) -> Tensor:
+        """Convert images, or chosen rows of them.
+
+        Args:
+            images: (N, C, H, W) uint8.
+            keys: (B,) sample index of each row.
+            epoch: None stands for evaluation.
+            rows: (B,) which of the images; None takes all of them in order.
+
+        Returns:
+            (B, C, H, W) float32.
+        """
         mode = self.config.binarize
-        if mode == "none":
-            return pixels.float() / 255.0
-        if mode == "threshold":
-            return (pixels > self.config.threshold * 255.0).float()
+        if rows is None:
+            rows = torch.arange(len(images), device=images.device)
+        return ops.gather_normalize(
+            images,
+            rows,
+            keys=keys,
+            channels_last=channels_last,
+            binarize={"static": "stochastic", "dynamic": "stochastic"}.get(mode, mode),
+            threshold=self.config.threshold,
+            rng=None if mode in ("none", "threshold") else self._rng(epoch, images.device),
+        )
+
+    def _rng(self, epoch: int | None, device: torch.device) -> Tensor:
+        """State of the random bits on the device, made once per epoch."""
         seed = self.seed
-        if mode == "dynamic" and epoch is not None:
+        if self.config.binarize == "dynamic" and epoch is not None:
             seed = ops.derive_seed(seed, "epoch", epoch)
-        return ops.philox_bernoulli(seed, index, pixels).float()
+        if self._state is None or self._state[0] != (seed, device):
+            self._state = (seed, device), ops.rng_state(seed, device)
+        return self._state[1]
 
 
 class Loader:
@@ -58,7 +89,7 @@ class Loader:
         self.source = source
         self.pixels = pixels
         self.device = device
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
 
     def _batch(
         self,
@@ -69,10 +100,16 @@ class Loader:
     ) -> Batch:
         rows = torch.from_numpy(index)
         where = self._send(rows)
-        # The index goes to the bytes, never back from the device: that would wait for the GPU.
-        raw, label = self.source.gather(where if self.source.device == self.device else rows)
-        raw = self._send(raw)
-        x = self.pixels(raw, where, epoch).contiguous(memory_format=self.format)
+        resident = self.source.resident
+        if resident is not None and self.source.device == self.device:
+            images, labels = resident
+            label = None if labels is None else torch.index_select(labels, 0, where)
+            chosen = where
+        else:
+            # The index goes to the bytes, never back from the device: that would wait for the GPU.
+            images, label = self.source.gather(rows)
+            images, chosen = self._send(images), None
+        x = self.pixels(images, where, epoch, rows=chosen, channels_last=self.channels_last)
         ones = torch.ones(len(index), device=self.device)
         return Batch(
             x=x,

@@ -102,6 +102,10 @@ class Plan:
         """Samples per forward pass on one rank."""
         return self.batch_size // (self.world_size * self.accumulate)
 
+    def offset(self, micro: int) -> int:
+        """Place of a micro-batch of this rank within the global batch of a step."""
+        return (micro * self.world_size + self.rank) * self.micro_batch
+
     def micro(self, step: int, micro: int) -> tuple[Indices, Indices]:
         """Samples of one micro-batch of this rank.
 
@@ -110,8 +114,7 @@ class Plan:
             rank by rank within each accumulation round; ordinals number the whole stream.
         """
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
-        start = (micro * self.world_size + self.rank) * self.micro_batch
-        offsets = start + np.arange(self.micro_batch, dtype=np.int64)
+        offsets = self.offset(micro) + np.arange(self.micro_batch, dtype=np.int64)
         positions = (in_epoch * self.batch_size + offsets) % self.n
         return permute(positions, self.n, self.seed, epoch), step * self.batch_size + offsets
 

@@ -12,11 +12,16 @@ from fastvae.config import OptimConfig
 from fastvae.optional import require_apex
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimConfig, model: nn.Module, *, capturable: bool = False
+) -> torch.optim.Optimizer:
     """Make the optimizer; weight decay applies to tensors of two or more axes only.
 
     torch's fused Adam is used on every device that has it: 3.2 times faster than the for-loop on a
     CPU, one launch on a GPU.
+
+    Args:
+        capturable: its step will be part of a CUDA graph: the learning rate becomes a tensor.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -25,15 +30,15 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     ]
     groups = [g for g in groups if g["params"]]
     betas = (config.beta1, config.beta2)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
-    if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+    lr = torch.tensor(config.lr, device=params[0].device) if capturable else config.lr
+    if config.optimizer in ("adamw", "adam"):
+        adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        return adam(groups, lr=lr, betas=betas, eps=config.eps, fused=True, capturable=capturable)
     if config.optimizer == "rmsprop":
         # capturable: its step count lives on the GPU, where the guard can put it back unseen.
         return torch.optim.RMSprop(
             groups,
-            lr=config.lr,
+            lr=lr,
             alpha=config.beta2,
             eps=config.eps,
             capturable=any(p.is_cuda for p in params),
@@ -43,9 +48,12 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every parameter group."""
+    """Set the rate of every parameter group; in place where it is a tensor (CUDA graphs)."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 class GuardedStep:
@@ -105,7 +113,7 @@ class GuardedStep:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped += bad
-        self.streak = torch.where(bad, self.streak + 1.0, 0.0)
+        self.streak.copy_(torch.where(bad, self.streak + 1.0, 0.0))
         return norm
 
     def _step_or_restore(self, bad: Tensor) -> None:
@@ -132,4 +140,4 @@ class GuardedStep:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.skipped.copy_(state["skipped"])
-        self.streak = state["streak"].to(self.streak.device)
+        self.streak.copy_(state["streak"])

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from fastvae import ops
 from fastvae.errors import UserError
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,6 +26,18 @@ def resolve_precision(precision: str, device: torch.device) -> str:
             "use --precision fp16 or fp32"
         )
     return precision
+
+
+def resolve_path(device: torch.device) -> str:
+    """The path that the fused operations take on this device: triton, compiled or eager.
+
+    Raises:
+        UserError: FASTVAE_OPS is unknown, or asks for what cannot run here.
+    """
+    try:
+        return ops.choose_path(device, torch.float32)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _cpu_has_bf16() -> bool:

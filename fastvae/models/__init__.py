@@ -12,11 +12,11 @@ from fastvae.config import ModelConfig
 from fastvae.errors import UserError, nearest
 from fastvae.models.decoders import DECODERS
 from fastvae.models.encoders import ENCODERS
-from fastvae.models.likelihoods import LIKELIHOODS
-from fastvae.models.priors import PRIORS
+from fastvae.models.likelihoods import LIKELIHOODS, LossWeights
+from fastvae.models.priors import PRIORS, Draw
 from fastvae.models.vae import VAE, Posterior
 
-__all__ = ["VAE", "Posterior", "build_model", "count_parameters"]
+__all__ = ["VAE", "Draw", "LossWeights", "Posterior", "build_model", "count_parameters"]
 
 T = TypeVar("T")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,23 @@ from torch import Tensor, nn
 from fastvae import ops
 
 
+class Draw(NamedTuple):
+    """Latents drawn from the posterior, and its KL divergence from the prior."""
+
+    z: Tensor
+    """(B, Z) float32."""
+    kl_row: Tensor
+    """(B,) nats per image."""
+    kl_dim: Tensor
+    """(Z,) nats per latent, summed over the batch."""
+
+
 class Prior(nn.Module, ABC):
     """What a prior must offer."""
+
+    @abstractmethod
+    def draw(self, mean: Tensor, logvar: Tensor, rng: Tensor, sample_offset: int) -> Draw:
+        """Draw z ~ q and KL(q || p). Shapes: mean, logvar (B, Z); rng (2,) int64."""
 
     @abstractmethod
     def kl(self, mean: Tensor, logvar: Tensor) -> Tensor:
@@ -33,6 +49,9 @@ class StandardNormal(Prior):
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.latent_dim = latent_dim
+
+    def draw(self, mean: Tensor, logvar: Tensor, rng: Tensor, sample_offset: int) -> Draw:
+        return Draw(*ops.reparam_kl(mean, logvar, rng, sample_offset=sample_offset))
 
     def kl(self, mean: Tensor, logvar: Tensor) -> Tensor:
         return ops.kl_standard_normal(mean, logvar)

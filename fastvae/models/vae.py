@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastvae import ops
 from fastvae.config import ModelConfig
 from fastvae.models.likelihoods import Likelihood
-from fastvae.models.priors import Prior
+from fastvae.models.priors import Draw, Prior
 
 
 class Posterior(NamedTuple):
@@ -42,11 +42,15 @@ class VAE(nn.Module):
         self.likelihood = likelihood
         self.config = config
 
-    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Posterior]:
-        """One pass. Shapes: x (B, C, H, W), eps (B, Z); returns decoder output and posterior."""
+    def forward(self, x: Tensor, rng: Tensor, sample_offset: int = 0) -> tuple[Tensor, Draw]:
+        """One pass: encode, draw from the posterior, decode.
+
+        Shapes: x (B, C, H, W), rng (2,) int64 (see ``ops.rng_state``); returns the likelihood's
+        parameters (B, ...) and the draw.
+        """
         mean, logvar = self.encoder(x)
-        z = ops.reparameterize(mean, logvar, eps)
-        return self.decoder(z), Posterior(mean, logvar)
+        draw = self.prior.draw(mean, logvar, rng, sample_offset)
+        return self.decoder(draw.z), draw
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Check images given by a user; uint8 becomes [0, 1]. They are not binarized here."""

@@ -27,6 +27,11 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Hash of the contents: equal for equal bytes in equal order."""
 
+    @property
+    def resident(self) -> tuple[Tensor, Tensor | None] | None:
+        """All images (N, C, H, W) uint8 and labels (N,) where they lie in memory as one tensor: a
+        batch is then gathered and converted in one kernel. None for other sources."""
+
     def __len__(self) -> int:
         """Number of samples."""
 

@@ -65,6 +65,10 @@ class ResidentSource:
         return self.images.device
 
     @property
+    def resident(self) -> tuple[Tensor, Tensor | None]:
+        return self.images, self.labels
+
+    @property
     def fingerprint(self) -> str:
         return self._fingerprint
 

@@ -1,0 +1,156 @@
+"""Checks of arguments of ``fastvae.ops``: one ValueError that names the argument and what was
+expected, before anything is launched. Nothing here reads a value from a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def same_shape(op: str, **tensors: Tensor) -> None:
+    """All tensors have one shape: broadcasting would count elements many times."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{op}: {listed} must have the same shape")
+
+
+def same_place(op: str, **tensors: Tensor | None) -> None:
+    """All tensors that are there lie on one device."""
+    devices = {name: str(tensor.device) for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{op}: all tensors must be on one device, got {listed}")
+
+
+def floating(op: str, **tensors: Tensor) -> None:
+    """All tensors are of one floating point dtype."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{op}: {name} must be floating point, got {tensor.dtype}")
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        listed = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise ValueError(f"{op}: {listed} must have the same dtype")
+
+
+def rows(op: str, name: str, tensor: Tensor) -> None:
+    """The tensor is a batch of something: two axes or more."""
+    if tensor.dim() < 2:
+        raise ValueError(f"{op}: {name} {tuple(tensor.shape)} must be (B, ...)")
+
+
+def rng(op: str, state: Tensor, device: torch.device) -> None:
+    """A noise state: int64 (2,) = (seed, counter) on the device of the other tensors."""
+    if not isinstance(state, Tensor) or state.dtype != torch.int64 or tuple(state.shape) != (2,):
+        got = f"{tuple(state.shape)} {state.dtype}" if isinstance(state, Tensor) else repr(state)
+        raise ValueError(
+            f"{op}: rng must be an int64 tensor (seed, counter) of shape (2,), see ops.rng_state; "
+            f"got {got}"
+        )
+    if state.device != device:
+        raise ValueError(f"{op}: rng is on {state.device}, expected {device}")
+
+
+def number(op: str, name: str, value: float, *, least: float = -math.inf) -> None:
+    """A finite Python number, not below ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{op}: {name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < least:
+        bound = "" if least == -math.inf else f" of {least:g} or more"
+        raise ValueError(f"{op}: {name} = {value!r}: expected a finite number{bound}")
+
+
+def count(op: str, name: str, value: int, *, least: int) -> None:
+    """An integer, not below ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{op}: {name} = {value!r}: expected an integer of {least} or more")
+
+
+def interval(op: str, name: str, bounds: Sequence[float] | None) -> tuple[float, float]:
+    """Clamping bounds (low, high); None stands for no bounds."""
+    if bounds is None:
+        return -math.inf, math.inf
+    pair = tuple(bounds)
+    if len(pair) != 2 or not pair[0] < pair[1]:
+        raise ValueError(
+            f"{op}: {name} = {bounds!r}: expected (low, high) with low < high, or None"
+        )
+    return float(pair[0]), float(pair[1])
+
+
+def scalar(op: str, name: str, value: float | Tensor, like: Tensor) -> None:
+    """A finite number, or a one-element floating point tensor on the device of ``like``.
+
+    The value of a tensor is looked at only where that costs nothing: on the CPU.
+    """
+    if not isinstance(value, Tensor):
+        number(op, name, value)
+        return
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"{op}: {name} {tuple(value.shape)} {value.dtype} must be a number or a floating point "
+            "tensor of one element"
+        )
+    if value.device != like.device:
+        raise ValueError(f"{op}: {name} is on {value.device}, expected {like.device}")
+    on_cpu = value.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and not math.isfinite(value.item()):
+        raise ValueError(f"{op}: {name} = {value.item()!r}: expected a finite number")
+
+
+def target(
+    op: str,
+    params_shape: tuple[int, ...],
+    values: Tensor,
+    samples: int,
+    packed: bool,
+    params: Tensor,
+) -> None:
+    """A target fits ``params`` of shape (T * samples, ...): pixels, or packed bits."""
+    count(op, "samples_per_target", samples, least=1)
+    n_rows, inner = params_shape[0], params_shape[1:]
+    if n_rows % samples:
+        raise ValueError(
+            f"{op}: {n_rows} rows cannot be split into targets of samples_per_target = {samples}"
+        )
+    expected = (n_rows // samples, *inner)
+    if packed:
+        expected = (n_rows // samples, (math.prod(inner) + 7) // 8)
+        if values.dtype != torch.uint8:
+            raise ValueError(
+                f"{op}: packed target must be uint8 (see pack_bits), got {values.dtype}"
+            )
+    elif not (values.is_floating_point() or values.dtype in (torch.uint8, torch.bool)):
+        raise ValueError(
+            f"{op}: target must be floating point in [0, 1], uint8 (read as / 255) or bool, "
+            f"got {values.dtype}"
+        )
+    if tuple(values.shape) != expected:
+        per = f" with samples_per_target = {samples}" if samples > 1 else ""
+        what = "packed target" if packed else "target"
+        hint = ""
+        bits = (expected[0], (math.prod(inner) + 7) // 8)
+        if not packed and values.dtype == torch.uint8 and tuple(values.shape) == bits:
+            hint = " (bit-packed targets need packed=True)"
+        raise ValueError(
+            f"{op}: {what} {tuple(values.shape)} must have the same shape as the images of the "
+            f"parameters{per}: expected {expected}{hint}"
+        )
+    same_place(op, parameters=params, target=values)
+
+
+def weight(op: str, values: Tensor | None, target_shape: tuple[int, ...], params: Tensor) -> None:
+    """A weight per pixel of the target, or None."""
+    if values is None:
+        return
+    if not (values.is_floating_point() or values.dtype == torch.bool):
+        raise ValueError(f"{op}: weight must be floating point or bool, got {values.dtype}")
+    if tuple(values.shape) != target_shape:
+        raise ValueError(f"{op}: weight {tuple(values.shape)} must have shape {target_shape}")
+    same_place(op, parameters=params, weight=values)

@@ -1,0 +1,50 @@
+"""The launch table: tile sizes and warps of each kernel. Data only; ``launch.py`` explains it.
+
+Written by ``python -m benchmarks.tune_kernels`` on a GPU; until that has run, the reasons name the
+rule a row follows.
+"""
+
+TABLE: dict[str, dict[str, int | str]] = {
+    "normal": {
+        "elements": 1024,
+        "block": 256,
+        "warps": 4,
+        "why": "rule: 8 normals per thread keep four Philox words and the polynomials in registers",
+    },
+    "sample_kl": {
+        "elements": 1024,
+        "block": 256,
+        "warps": 4,
+        "why": "rule: 8 latents per thread; latents are few, so launches count and not bytes",
+    },
+    "sample_kl_backward": {
+        "elements": 1024,
+        "block": 256,
+        "warps": 4,
+        "why": "rule: as the forward, whose noise it draws again",
+    },
+    "pixel": {
+        "elements": 2048,
+        "block": 2048,
+        "warps": 4,
+        "why": "rule: 16 pixels per thread are four 16-byte loads in flight, under 64 registers",
+    },
+    "dlogistic": {
+        "elements": 512,
+        "block": 512,
+        "warps": 4,
+        "why": "rule: 4 pixels per thread; each holds a running log-sum over the mixture",
+    },
+    "rescale": {
+        "elements": 4096,
+        "block": 4096,
+        "warps": 4,
+        "why": "rule: a copy; 32 elements per thread",
+    },
+    "gather": {
+        "elements": 1024,
+        "block": 1024,
+        "warps": 4,
+        "why": "rule: 8 pixels per thread; rows are gathered from far apart",
+    },
+}

@@ -1,0 +1,32 @@
+"""Registration with torch.library: how an operation becomes known to autograd and torch.compile.
+
+Each operation is ``define`` + ``impl`` + a fake kernel (shapes only); gradients come from an
+``autograd.Function`` around it. That is the cheapest of torch's ways per call, and the one that
+works under ``torch.compile(fullgraph=True)`` with Triton's interpreter too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("fastvae", "FRAGMENT")
+
+
+def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define ``fastvae::<schema>`` for CPU and CUDA tensors and return the callable operation.
+
+    Args:
+        schema: name and signature in torch's schema language.
+        run: does the work; picks its path by the device of its tensors.
+        fake: returns empty tensors of the right shapes, dtypes and strides. Allocate with
+            ``new_empty``: ``empty_like`` would copy the strides of its argument.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema)
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, run, key)
+    torch.library.register_fake(f"fastvae::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.fastvae, name).default
