@@ -3,6 +3,7 @@
 #
 #   make train ARGS='--max-steps 100'     further arguments of the training command
 #   make test PYTEST_ARGS='tests/test_packaging.py'
+#   make bench BENCH=benchmarks/bench_kernels.py
 #   make PYTHON=python3.12 train          another interpreter (only read when .venv is built)
 
 PYTHON ?= python3
@@ -11,11 +12,13 @@ ARGS ?=
 # Two workers with one thread each: many tests start PyTorch processes of their own.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
+BENCH ?= benchmarks
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test bench lint format clean
+.PHONY: help install train test bench gate lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -43,9 +46,14 @@ train: $(STAMP) ## train the digits preset and say where the results are
 test: $(STAMP) ## run the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: $(STAMP) ## measure speed side by side (CPU time; takes about a minute)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-only \
-		--benchmark-timer=time.process_time --benchmark-columns=min,median,max,rounds
+bench: $(STAMP) ## measure speed side by side (CPU time, or CUDA events; takes some minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BENCH) --benchmark-only \
+		--benchmark-timer=$$($(BIN)/python -c 'import torch; \
+		print("time.perf_counter" if torch.cuda.is_available() else "time.process_time")') \
+		--benchmark-columns=min,median,max,rounds
+
+gate: $(STAMP) ## compile every Triton kernel for every GPU kind, without a GPU, and check the code
+	$(BIN)/python -m benchmarks.compile_gate --jobs 2
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .

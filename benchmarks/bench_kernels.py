@@ -1,6 +1,6 @@
 """The fused operations against what people write instead: forward, backward, and both.
 
-    make bench-kernels
+    make bench BENCH=benchmarks/bench_kernels.py
 
 On a CPU the figures are CPU time of one thread; on a GPU time between CUDA events with a cold L2
 cache, as single launches and captured in a CUDA graph. Each row of the table says how many times
@@ -13,8 +13,8 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.kernel_cases import CASES, MODES, ON_GPU, PROVIDERS, Case, provider
-from benchmarks.measure import Spread, captured, copy_rate, peak_bytes, ratios, side_by_side
+from benchmarks.kernel_cases import CASES, MODES, PROVIDERS, Case, provider
+from benchmarks.measure import ON_GPU, Spread, captured, copy_rate, peak_bytes, ratios, side_by_side
 from benchmarks.table import Row, report
 
 ROUNDS = 60 if ON_GPU else 15

@@ -3,8 +3,10 @@
     make bench
 
 The plain loop is a DataLoader over float32 tensors, torch.optim.AdamW as it comes, noise from
-randn, and ``loss.item()`` at each step. Both sides have the same modules, batch and precision
-(float32); the figures are CPU time of one process with one thread.
+randn, and ``loss.item()`` at each step. All sides have the same modules, batch and precision
+(float32). On a CPU the figures are CPU time of one process with one thread, and ``compiled`` is
+``--compile``; on a GPU they are wall time up to the end of the last kernel, and ``captured`` is
+``--cuda-graph``.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.measure import DEVICE, ON_GPU
 from fastvae.config import Config, replace
 from fastvae.engine.distributed import World
 from fastvae.engine.metrics import Stopwatch
@@ -49,19 +52,21 @@ def mnist_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ours(config: Config) -> Callable[[], None]:
     """STEPS steps of fastvae's loop."""
-    trainer = build(config, World(rank=0, size=1, device=torch.device("cpu")))
+    trainer = build(config, World(rank=0, size=1, device=DEVICE))
     step, steps, watch = make_step(trainer), itertools.count(), Stopwatch()
 
     def run() -> None:
         for _ in range(STEPS):
             train_step(trainer, step, next(steps) % trainer.total_steps, watch)
+        if ON_GPU:
+            torch.cuda.synchronize()
 
     return run
 
 
 def plain(config: Config) -> Callable[[], None]:
     """STEPS steps of a hand-written loop."""
-    model = build_model(config.model)
+    model = build_model(config.model).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr)
     images = torch.rand(6000, *config.model.image_shape)
     loader = DataLoader(TensorDataset(images), config.batch_size, shuffle=True, drop_last=True)
@@ -74,7 +79,8 @@ def plain(config: Config) -> Callable[[], None]:
     batches = forever()
 
     def run() -> None:
-        for x in itertools.islice(batches, STEPS):
+        for batch in itertools.islice(batches, STEPS):
+            x = batch.to(DEVICE)
             mean, logvar = model.encoder(x)
             z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
             nll = F.binary_cross_entropy_with_logits(model.decoder(z), x, reduction="sum")
@@ -88,7 +94,14 @@ def plain(config: Config) -> Callable[[], None]:
     return run
 
 
-@pytest.mark.parametrize("provider", ["fastvae", "plain"])
+OPTIONS: dict[str, dict[str, bool]] = {
+    "fastvae": {},
+    "plain": {},
+    **({"captured": {"cuda_graph": True}} if ON_GPU else {"compiled": {"compile": True}}),
+}
+
+
+@pytest.mark.parametrize("provider", OPTIONS)
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_train_step(
     benchmark: BenchmarkFixture, mnist_like: Path, network: str, provider: str
@@ -102,7 +115,8 @@ def test_train_step(
         model__decoder=network,
         model__hidden=(256,) if network == "conv" else (512, 256),
         optim__clip_norm=0.0,
+        **OPTIONS[provider],
     )
-    run = (ours if provider == "fastvae" else plain)(config)
+    run = (plain if provider == "plain" else ours)(config)
     benchmark.group = f"train step, {network}, batch 128, fp32 ({STEPS} steps per round)"
     benchmark.pedantic(run, rounds=7, warmup_rounds=2)

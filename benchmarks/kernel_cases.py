@@ -4,7 +4,8 @@ Alternatives ("providers") of each operation:
 
     eager             what people write: plain PyTorch, autograd
     compile           torch.compile of that
-    compiled explicit our CPU form: loss and hand-written gradient in one compiled graph
+    ours compiled     torch.compile of our operations, which open up to it on a CPU
+    compiled explicit our operations alone compiled (FASTVAE_OPS=compiled), called from eager code
     triton            our kernels (GPU)
 """
 
@@ -18,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import DEVICE, Prepare, path
+from benchmarks.measure import DEVICE, ON_GPU, Prepare, path
 from fastvae import ops
 
-ON_GPU = DEVICE.type == "cuda"
-PROVIDERS = ("eager", "compile", "triton" if ON_GPU else "compiled explicit")
+PROVIDERS = ("eager", "compile", "ours compiled", "triton" if ON_GPU else "compiled explicit")
 MODES = ("forward", "backward", "full")
 
 
@@ -166,7 +166,8 @@ def _build(case: Case, name: str) -> tuple[Forward, list[Tensor | None], list[Te
         ours, plain = _OUR_NLL[case.op], _PLAIN_NLL[case.op]
         arguments = (leaves[0], target, case.samples)
         gradients = [torch.ones(rows, device=DEVICE)]
-    function = {"eager": plain, "compile": _compiled(plain)}.get(name, ours)
+    compiled = {"compile": plain, "ours compiled": ours}
+    function = _compiled(compiled[name]) if name in compiled else plain if name == "eager" else ours
     return (lambda: function(*arguments)), gradients, leaves
 
 

@@ -21,7 +21,8 @@ Run = Callable[[], object]
 Prepare = Callable[[], Run]
 """Does what is not timed and returns what is."""
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def side_by_side(
     prepare: dict[str, Prepare], rounds: int, warmup: int = 3
 ) -> dict[str, list[float]]:
     """Seconds of each alternative in each round; they take turns."""
-    clock = _gpu_seconds if DEVICE.type == "cuda" else _cpu_seconds
+    clock = _gpu_seconds if ON_GPU else _cpu_seconds
     seconds: dict[str, list[float]] = {name: [] for name in prepare}
     for count in range(warmup + rounds):
         for name, make in prepare.items():
@@ -107,7 +108,7 @@ def copy_rate(size: int) -> float:
 
 def peak_bytes(prepare: Prepare) -> int | None:
     """Device memory that one run needs beyond what was there; None on a CPU."""
-    if DEVICE.type != "cuda":
+    if not ON_GPU:
         return None
     run = prepare()
     torch.cuda.synchronize()

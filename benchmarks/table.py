@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.measure import DEVICE
+from benchmarks.measure import DEVICE, ON_GPU
 from fastvae.run import environment
 
 
@@ -45,7 +45,7 @@ def report(benchmark: BenchmarkFixture, row: Row) -> None:
 
 def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
-    name = torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else "cpu"
+    name = torch.cuda.get_device_name(DEVICE) if ON_GPU else "cpu"
     return {"device": name, "threads": torch.get_num_threads(), **environment()}
 
 

@@ -18,6 +18,20 @@ _ROUNDER = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an intege
 
 
 @triton.jit
+def integral(y, far, filled):
+    """For y >= 0: the series of log((1 - e^-y) / y), good for y < 1; and 1 / (1 - e^-y) - 1 / y.
+
+    far = max(y, 1), filled = 1 - e^-far. See ``log_integral`` and ``integral_mean`` in PyTorch.
+    """
+    square = y * y
+    series = square * (1.0 / 181440.0 - square * (1.0 / 9676800.0)) - 1.0 / 2880.0
+    series = square * (series * square + 1.0 / 24.0) - 0.5 * y
+    mean = square * (1.0 / 30240.0 - square * (1.0 / 1209600.0)) - 1.0 / 720.0
+    mean = y * (mean * square + 1.0 / 12.0) + 0.5
+    return series, tl.where(y < 1.0, mean, 1.0 / filled - 1.0 / far)
+
+
+@triton.jit
 def _component(level, mean, log_scale):
     """log p of one component, and its gradients by mean and log scale; all float32.
 
@@ -36,20 +50,16 @@ def _component(level, mean, log_scale):
 
     d = inverse * (2.0 * _HALF_BIN)
     near = d < 1.0
-    square = d * d
     far = tl.where(near, 1.0, d)
-    e_d = tl.exp(-far)
-    series = square * (1.0 / 181440.0 - square * (1.0 / 9676800.0)) - 1.0 / 2880.0
-    series = square * (series * square + 1.0 / 24.0) - 0.5 * d  # log((1 - e^-d) / d)
-    width = square * (1.0 / 30240.0 - square * (1.0 / 1209600.0)) - 1.0 / 720.0
-    width = square * (width * square + 1.0 / 12.0) - 0.5 * d + 1.0  # d / (e^d - 1)
-    width = tl.where(near, width, far * e_d / (1.0 - e_d))
+    filled = 1.0 - tl.exp(-far)
+    log_series, mean = integral(d, far, filled)
+    width = 1.0 - d * (1.0 - mean)  # d / (e^d - 1)
 
     product = tl.where(has_a, 1.0 + e_a, 1.0) * tl.where(has_b, 1.0 + e_b, 1.0)
-    ratio = tl.where(inner & (d >= 1.0), (1.0 - e_d) / far, 1.0)
+    ratio = tl.where(inner & (d >= 1.0), filled / far, 1.0)
     log_p = tl.log(ratio / product)
     log_p += tl.where(has_a, tl.minimum(a, 0.0), 0.0) + tl.where(has_b, tl.minimum(-b, 0.0), 0.0)
-    log_p += tl.where(inner, _LOG_BIN - log_scale + tl.where(near, series, 0.0), 0.0)
+    log_p += tl.where(inner, _LOG_BIN - log_scale + tl.where(near, log_series, 0.0), 0.0)
     by_scale = b * from_b - a * from_a - tl.where(inner, width, 0.0)
     return log_p, inverse * (from_b - from_a), tl.where(kept, by_scale, 0.0)
 

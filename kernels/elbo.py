@@ -1,7 +1,7 @@
 """The terminal loss of a VAE: likelihood, KL and their gradients in one pass over the pixels.
 
-    loss = scale * (mean_r nll[r] + beta * K)
-    K = mean_r kl_row[r], or with free bits F > 0:  sum_d max(kl_dim[d] / R, F)
+    loss = scale / R * (sum_r nll[r] + beta * K)
+    K = sum_r kl_row[r], or with free bits F > 0:  sum_d max(kl_dim[d], R F)
 
 (Kingma et al., "Improved variational inference with inverse autoregressive flow", 2016, appendix
 C.8.) Nothing follows a loss but its own backward pass, so the gradient by the pixel parameters is
@@ -54,8 +54,9 @@ def elbo_loss(
         nll = likelihood_op.pixel_nll(
             params, second, target, weight, kind=kind, packed=packed, mixtures=mixtures
         )
+        per_row = _per_row(scale, nll)
         kl = _kl_term(kl_row, kl_dim, free_bits)
-        return (nll.mean() + beta * kl) * scale, nll.detach()
+        return nll.sum() * per_row + kl * _times(beta, per_row, kl), nll.detach()
     options = (kind, 1, packed, mixtures)
     loss, nll = _ElboLoss.apply(
         params,
@@ -73,10 +74,19 @@ def elbo_loss(
     return loss, nll
 
 
+def _per_row(scale: float, rows: Tensor) -> float:
+    return scale / max(rows.shape[0], 1)  # a batch of nothing has loss 0
+
+
 def _kl_term(kl_row: Tensor, kl_dim: Tensor, free_bits: float) -> Tensor:
-    if free_bits > 0.0:
-        return (kl_dim / kl_row.shape[0]).clamp_min(free_bits).sum()
-    return kl_row.mean()
+    """K of the module's formula."""
+    kl = kl_dim.clamp_min(free_bits * kl_row.shape[0]) if free_bits > 0.0 else kl_row
+    return kl.sum()
+
+
+def _times(beta: Tensor | float, per_row: float, kl: Tensor) -> Tensor | float:
+    """The factor of K, in its dtype: a float32 beta would round it in float64."""
+    return (beta.to(kl.dtype) if isinstance(beta, Tensor) else beta) * per_row
 
 
 class _ElboLoss(torch.autograd.Function):
@@ -95,7 +105,7 @@ class _ElboLoss(torch.autograd.Function):
         scale: float,
         in_place: bool,
     ) -> tuple[Tensor, Tensor]:
-        per_row = scale / max(params.shape[0], 1)
+        per_row = _per_row(scale, params)
         if in_place:
             grad = params.detach()
             nll, grad_second = likelihood_op.pixel_nll_grad_in_place_op(
@@ -104,35 +114,41 @@ class _ElboLoss(torch.autograd.Function):
             # Whoever saved params for a backward pass is told that it has changed.
             torch.autograd.graph.increment_version(params)
         else:
-            nll, grad, grad_second = likelihood_op.pixel_nll_grad_op(
+            nll, grad, grad_second = likelihood_op.pixel_nll_grad_visible(
                 params, second, target, weight, *options, per_row
             )
-        loss = (nll.mean() + beta * _kl_term(kl_row, kl_dim, free_bits)) * scale
-        beta_tensor = beta if isinstance(beta, Tensor) else None
-        ctx.save_for_backward(grad, grad_second, second, kl_row, kl_dim, beta_tensor)
-        ctx.beta = None if isinstance(beta, Tensor) else beta
-        ctx.free_bits, ctx.per_row, ctx.used = free_bits, per_row, False
+        kl = _kl_term(kl_row, kl_dim, free_bits)
+        by_kl = _times(beta, per_row, kl)
+        loss = nll.sum() * per_row + kl * by_kl
+        is_tensor = isinstance(by_kl, Tensor)
+        ctx.save_for_backward(
+            grad, grad_second, second, kl_row, kl_dim, by_kl if is_tensor else None
+        )
+        ctx.by_kl = None if is_tensor else by_kl
+        ctx.free_bits, ctx.used = free_bits, False
         ctx.mark_non_differentiable(nll)
+        ctx.set_materialize_grads(False)
         return loss, nll
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _grad_nll: Tensor) -> tuple[Tensor | None, ...]:
-        grad, grad_second, second, kl_row, kl_dim, beta = ctx.saved_tensors
+    def backward(ctx: Any, grad_loss: Tensor, _grad_nll: None) -> tuple[Tensor | None, ...]:
+        grad, grad_second, second, kl_row, kl_dim, by_kl = ctx.saved_tensors
         if torch.compiler.is_compiling():
             grad, grad_second = grad * grad_loss.to(grad.dtype), grad_second * grad_loss
         else:
             _only_once(ctx)
             likelihood_op.rescale_op(grad, grad_loss)
-            if second is not None and ctx.needs_input_grad[1]:
+            if ctx.needs_input_grad[1]:
                 likelihood_op.rescale_op(grad_second, grad_loss)
-        factor = grad_loss * (ctx.per_row * (ctx.beta if beta is None else beta))
-        by_row = by_dim = None
+        factor = grad_loss * (ctx.by_kl if by_kl is None else by_kl)
+        by_second = by_row = by_dim = None
+        if ctx.needs_input_grad[1]:
+            by_second = likelihood_op.gradient_of_second(grad_second, second)
         if ctx.free_bits > 0.0:
-            kept = kl_dim / kl_row.shape[0] >= ctx.free_bits
+            kept = kl_dim >= ctx.free_bits * kl_row.shape[0]
             by_dim = (kept * factor).to(kl_dim.dtype)
         else:
-            by_row = factor.to(kl_row.dtype).expand(kl_row.shape).contiguous()
-        by_second = likelihood_op.gradient_of_second(grad_second, second)
+            by_row = factor.to(kl_row.dtype).expand(kl_row.shape)
         return grad, by_second, None, None, by_row, by_dim, None, None, None, None, None
 
 

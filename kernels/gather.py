@@ -40,7 +40,7 @@ def flip_bound(flip: float) -> int:
 
 def threshold_bound(threshold: float) -> int:
     """White where a pixel is above this; for integers that is above 255 * threshold."""
-    return math.floor(255 * threshold)
+    return math.floor(255 * min(max(threshold, -1.0), 1.0))
 
 
 def allocate(images: Tensor, rows: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -80,7 +80,7 @@ def gather_normalize(
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     if binarize == "threshold":
-        value = (pixels > threshold_bound(threshold)).to(wide)
+        value = (pixels.to(torch.int16) > threshold_bound(threshold)).to(wide)
     elif binarize == "stochastic":
         assert rng is not None
         value = philox_bernoulli(rng[0], keys, pixels).to(wide)

@@ -81,18 +81,19 @@ def gather_normalize(
     binarize: str,
     threshold: float,
 ) -> Tensor:
-    """See ``gather.gather_normalize``; arguments are taken to be valid."""
-    batch: Tensor = _gather_normalize(
-        images,
-        indices,
-        keys,
-        mean,
-        std,
-        rng,
-        dtype,
-        channels_last,
-        flip,
-        binarize,
-        threshold,
-    )
+    """See ``gather.gather_normalize``; arguments are taken to be valid. There is no gradient."""
+    with torch.no_grad():
+        batch: Tensor = _gather_normalize(
+            images,
+            indices,
+            keys,
+            mean,
+            std,
+            rng,
+            dtype,
+            channels_last,
+            flip,
+            binarize,
+            threshold,
+        )
     return batch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import gaussian
-from fastvae.kernels.library import register
+from fastvae.kernels.library import inlined, register
 from fastvae.kernels.once import once_differentiable
 from fastvae.kernels.paths import Implementations, choose
 
@@ -88,6 +88,10 @@ _backward_op = register(
 )
 
 
+_forward = inlined(_forward_op, gaussian.sample_kl)
+_backward = inlined(_backward_op, gaussian.sample_kl_backward)
+
+
 class _SampleKL(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -105,14 +109,14 @@ class _SampleKL(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.settings = (sample_offset, log_std, clamp)
         inputs = (mean_q, scale_q, mean_p, scale_p, rng)
-        z, kl_row, kl_dim, noise = _forward_op(*inputs, *ctx.settings, out_dtype)
+        z, kl_row, kl_dim, noise = _forward(*inputs, *ctx.settings, out_dtype)
         ctx.save_for_backward(*inputs, noise)
         return z, kl_row, kl_dim
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        computed = _backward_op(*gradients, *ctx.saved_tensors, *ctx.settings)
+        computed = _backward(*gradients, *ctx.saved_tensors, *ctx.settings)
         prior = computed[2:] or (None, None)
         return (computed[0], computed[1], *prior, None, None, None, None, None)
 

@@ -35,11 +35,17 @@ TABLE: dict[str, dict[str, int | str]] = {
         "warps": 4,
         "why": "rule: 4 pixels per thread; each holds a running log-sum over the mixture",
     },
-    "rescale": {
-        "elements": 4096,
-        "block": 4096,
+    "dlogistic_mixture": {
+        "elements": 256,
+        "block": 256,
         "warps": 4,
-        "why": "rule: a copy; 32 elements per thread",
+        "why": "rule: 2 pixels per thread; 4 of them spill registers on sm_100 in bf16",
+    },
+    "rescale": {
+        "elements": 2048,
+        "block": 2048,
+        "warps": 4,
+        "why": "rule: a copy; 16 elements per thread (32 of them spill on Triton 3.6)",
     },
     "gather": {
         "elements": 1024,

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fastvae.kernels.paths import choose
+
 _LIBRARY = torch.library.Library("fastvae", "FRAGMENT")
 
 
@@ -30,3 +32,22 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
         _LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"fastvae::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.fastvae, name).default
+
+
+def inlined(operation: Any, eager: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation; inside a torch.compile for CPU, its eager form in the open.
+
+    The compiler then sees the formulas, and fuses them with what stands before and after.
+    """
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() and _seen_through(arguments):
+            return eager(*arguments)
+        return operation(*arguments)
+
+    return call
+
+
+def _seen_through(arguments: tuple[Any, ...]) -> bool:
+    tensor = next(x for x in arguments if isinstance(x, torch.Tensor))
+    return tensor.device.type == "cpu" and choose(tensor.device, tensor.dtype) != "triton"

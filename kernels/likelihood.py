@@ -57,8 +57,11 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
 
 def continuous_bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
     """Continuous Bernoulli negative log-likelihood. Shapes: as ``bernoulli_nll``."""
-    element = _value("continuous_bernoulli", logits, None, target.to(logits.dtype))
-    return element.flatten(1).sum(dim=1)
+    near = logits.abs() < 1e-3  # log C by its series, for the sake of the gradient
+    far, square = torch.where(near, 1.0, logits), logits.square()
+    series = math.log(2.0) + square / 12.0 - square.square() * (7.0 / 1440.0)
+    log_c = torch.where(near, series, (far / (0.5 * far).tanh()).log())
+    return bernoulli_nll(logits, target) - log_c.flatten(1).sum(dim=1)
 
 
 def gaussian_nll(mean: Tensor, logvar: Tensor, target: Tensor) -> Tensor:
@@ -85,47 +88,50 @@ Gradients are new tensors, free to be overwritten.
 
 
 def _bernoulli(x: Tensor, second: Tensor | None, t: Tensor, value: bool, grad: bool) -> Terms:
-    if torch.compiler.is_compiling():  # one exp for all; as separate calls that would be slower
-        e = (-x.abs()).exp()
-        wide = 1.0 + e
-        nll = x.clamp_min(0.0) - x * t + wide.log() if value else None
-        return nll, torch.where(x >= 0.0, 1.0, e) / wide - t if grad else None, None
+    if torch.compiler.is_compiling():
+        return _bernoulli_fused(x, t, value, grad)
     nll = None
     if value:
         nll = F.binary_cross_entropy_with_logits(x, t.expand_as(x), reduction="none")
     return nll, x.sigmoid().sub_(t) if grad else None, None
 
 
+# 2 atanh(s) / s in s^2 on [0, 1/9], lowest power first: relative error 4e-9.
+ATANH_COEFFICIENTS = (2.0, 0.66666315, 0.4002491, 0.27960603, 0.28178335)
+
+
+def _bernoulli_fused(x: Tensor, t: Tensor, value: bool, grad: bool) -> Terms:
+    """The same for compilers to C++, where exp and log cost more than all the rest.
+
+    One exp, one division and no log: with e = exp(-|x|) and s = e / (2 + e), log(1 + e) is
+    2 atanh(s), and 1 / (1 + e) and s share the reciprocal of (1 + e) (2 + e). As single calls in
+    PyTorch this would be slower than its own functions.
+    """
+    e = (-x.abs()).exp()
+    one, two = 1.0 + e, 2.0 + e
+    reciprocal = 1.0 / (one * two)
+    nll = None
+    if value:
+        s = e * (one * reciprocal)
+        square = s * s
+        total = ATANH_COEFFICIENTS[-1] * square + ATANH_COEFFICIENTS[-2]
+        for coefficient in ATANH_COEFFICIENTS[-3::-1]:
+            total = total * square + coefficient
+        nll = x.clamp_min(0.0) - x * t + s * total
+    sigmoid = torch.where(x >= 0.0, two, e * two) * reciprocal
+    return nll, sigmoid - t if grad else None, None
+
+
 def _continuous_bernoulli(
     x: Tensor, second: Tensor | None, t: Tensor, value: bool, grad: bool
 ) -> Terms:
-    nll = None
-    if value:
-        nll = F.binary_cross_entropy_with_logits(x, t.expand_as(x), reduction="none")
-        nll = nll - _log_normaliser(x)
-    return nll, _continuous_mean(x) - t if grad else None, None
-
-
-def _log_normaliser(x: Tensor) -> Tensor:
-    """log C(x), by its series near 0."""
-    near = x.abs() < 1e-3
-    far = torch.where(near, 1.0, x)
-    square = x * x
-    series = math.log(2.0) + square / 12.0 - square * square * (7.0 / 1440.0)
-    return torch.where(near, series, (far / (0.5 * far).tanh()).log())
-
-
-def _continuous_mean(x: Tensor) -> Tensor:
-    """1 / (1 - e^-x) - 1 / x. Its two poles at 0 cancel: a series in B_2k / (2k)! near 0."""
-    small = 0.1 if x.dtype == torch.float64 else 1.0
+    """softplus(x) - log C(x) is max(x, 0) + log((1 - e^-|x|) / |x|); mean(-x) is 1 - mean(x)."""
     y = x.abs()
-    far = y.clamp_min(small)
-    square = y * y
-    series = 0.5 + y * (
-        1.0 / 12.0 + square * (-1.0 / 720.0 + square * (1.0 / 30240.0 - square / 1209600.0))
-    )
-    mean = torch.where(y < small, series, -1.0 / (-far).expm1() - 1.0 / far)
-    return torch.where(x >= 0.0, mean, 1.0 - mean)
+    nll = x.clamp_min(0.0) - x * t + dlogistic.log_integral(y) if value else None
+    if not grad:
+        return nll, None, None
+    mean = dlogistic.integral_mean(y)
+    return nll, torch.where(x >= 0.0, mean, 1.0 - mean) - t, None
 
 
 def _gaussian(mean: Tensor, logvar: Tensor | None, t: Tensor, value: bool, grad: bool) -> Terms:
@@ -220,6 +226,13 @@ def _row_sums(element: Tensor, weight: Tensor | None) -> Tensor:
     return element.sum(dim=-1).reshape(-1)
 
 
+def _per_row(factor: Tensor, target: Tensor, samples_per_target: int) -> Tensor:
+    """(R,) as (R, 1), or (T, K, 1) for K > 1."""
+    if samples_per_target > 1:
+        factor = factor.unflatten(0, (target.shape[0], samples_per_target))
+    return factor.unsqueeze(-1)
+
+
 def _gradients(
     terms: Terms,
     weight: Tensor | None,
@@ -279,9 +292,7 @@ def pixel_nll_backward(
         row, (R,) float32 or float64; (0,) where there is none.
     """
     pixels = _pixels(params, second, target, weight, kind, samples_per_target, packed, mixtures)
-    factor = grad_row.to(widened(params.dtype)).unsqueeze(-1)
-    if samples_per_target > 1:
-        factor = factor.unflatten(0, (target.shape[0], samples_per_target))
+    factor = _per_row(grad_row.to(widened(params.dtype)), target, samples_per_target)
     terms = _TERMS[kind](pixels.x, pixels.second, pixels.target, False, True)
     return _gradients(terms, pixels.weight, factor, params, second)
 
@@ -295,33 +306,21 @@ def pixel_nll_grad(
     samples_per_target: int,
     packed: bool,
     mixtures: int,
-    scale: float,
+    scale: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``pixel_nll`` (unscaled) and the gradients of ``scale * nll.sum()`` in one pass."""
+    """``pixel_nll`` (unscaled) and the gradients of ``(scale * nll).sum()`` in one pass.
+
+    ``scale`` may be (R,), one for each row. Compiled, that is faster than a number: the gradient
+    then has a loop over rows, as the sum has, and inductor makes one loop of both. Nor does
+    another number compile anew.
+    """
     pixels = _pixels(params, second, target, weight, kind, samples_per_target, packed, mixtures)
     terms = _TERMS[kind](pixels.x, pixels.second, pixels.target, True, True)
     assert terms[0] is not None
     nll = _row_sums(terms[0], pixels.weight)
+    if isinstance(scale, Tensor):
+        scale = _per_row(scale, pixels.target, samples_per_target)
     return nll, *_gradients(terms, pixels.weight, scale, params, second)
-
-
-def pixel_nll_grad_(
-    params: Tensor,
-    second: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    kind: str,
-    samples_per_target: int,
-    packed: bool,
-    mixtures: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """``pixel_nll_grad`` that overwrites params with its gradient; returns nll, grad_second."""
-    nll, grad, grad_second = pixel_nll_grad(
-        params, second, target, weight, kind, samples_per_target, packed, mixtures, scale
-    )
-    params.copy_(grad)
-    return nll, grad_second
 
 
 def rescale_(grad: Tensor, factor: Tensor) -> None:

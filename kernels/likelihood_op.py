@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import likelihood, paths
-from fastvae.kernels.library import register
+from fastvae.kernels.library import inlined, register
 from fastvae.kernels.once import once_differentiable
 
 _INPUTS = (
@@ -23,7 +23,8 @@ _TRITON = "fastvae.kernels.likelihood_triton"
 _NLL = paths.Implementations(likelihood.pixel_nll, f"{_TRITON}:pixel_nll")
 _BACKWARD = paths.Implementations(likelihood.pixel_nll_backward, f"{_TRITON}:pixel_nll_backward")
 _GRAD = paths.Implementations(likelihood.pixel_nll_grad, f"{_TRITON}:pixel_nll_grad")
-_GRAD_IN_PLACE = paths.Implementations(likelihood.pixel_nll_grad_, f"{_TRITON}:pixel_nll_grad_")
+# These two are in place, which Triton alone does: PyTorch needs room for its steps anyway.
+_GRAD_IN_PLACE = paths.Implementations(likelihood.pixel_nll_grad, f"{_TRITON}:pixel_nll_grad_")
 _RESCALE = paths.Implementations(likelihood.rescale_, f"{_TRITON}:rescale_")
 
 
@@ -40,17 +41,31 @@ def _run_backward(grad_row: Tensor, params: Tensor, *inputs: Any) -> tuple[Tenso
 
 
 def _run_grad(params: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    results: tuple[Tensor, Tensor, Tensor] = _GRAD.pick(params.device, params.dtype)(
-        params, *inputs
-    )
+    results: tuple[Tensor, Tensor, Tensor]
+    path = paths.choose(params.device, params.dtype)
+    if path == "compiled":  # likes a number per row
+        *given, scale = inputs
+        results = _GRAD.compiled(
+            params, *given, params.new_full(params.shape[:1], scale, dtype=torch.float32)
+        )
+    else:
+        results = getattr(_GRAD, path)(params, *inputs)
+    return results
+
+
+def _visible_grad(params: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    scale = params.new_full(params.shape[:1], inputs[-1], dtype=likelihood.widened(params.dtype))
+    results: tuple[Tensor, Tensor, Tensor] = _GRAD.eager(params, *inputs[:-1], scale)
     return results
 
 
 def _run_grad_in_place(params: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    results: tuple[Tensor, Tensor] = _GRAD_IN_PLACE.pick(params.device, params.dtype)(
-        params, *inputs
-    )
-    return results
+    if paths.choose(params.device, params.dtype) == "triton":
+        results: tuple[Tensor, Tensor] = _GRAD_IN_PLACE.triton(params, *inputs)
+        return results
+    nll, grad, grad_second = _run_grad(params, *inputs)
+    params.copy_(grad)
+    return nll, grad_second
 
 
 def _run_rescale(grad: Tensor, factor: Tensor) -> None:
@@ -114,6 +129,11 @@ pixel_nll_grad_in_place_op = register(
 rescale_op = register("rescale_(Tensor(a!) grad, Tensor factor) -> ()", _run_rescale, _fake_rescale)
 
 
+pixel_nll_visible = inlined(pixel_nll_op, likelihood.pixel_nll)
+pixel_nll_backward_visible = inlined(pixel_nll_backward_op, likelihood.pixel_nll_backward)
+pixel_nll_grad_visible = inlined(pixel_nll_grad_op, _visible_grad)
+
+
 def gradient_of_second(grad: Tensor, second: Tensor | None) -> Tensor | None:
     """The gradient by second in its shape and dtype, from what the operations return."""
     if second is None:
@@ -137,14 +157,14 @@ class _PixelNll(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(params, second, target, weight)
         ctx.options = options
-        nll: Tensor = pixel_nll_op(params, second, target, weight, *options)
+        nll: Tensor = pixel_nll_visible(params, second, target, weight, *options)
         return nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_row: Tensor) -> tuple[Tensor | None, ...]:
         params, second, target, weight = ctx.saved_tensors
-        grad, grad_second = pixel_nll_backward_op(
+        grad, grad_second = pixel_nll_backward_visible(
             grad_row, params, second, target, weight, *ctx.options
         )
         return grad, gradient_of_second(grad_second, second), None, None, None

@@ -38,15 +38,10 @@ def _continuous_bernoulli(x, t):
     y = tl.abs(x)
     near = y < 1.0
     far = tl.where(near, 1.0, y)
-    square = y * y
     filled = 1.0 - tl.exp(-far)
-    log_near = square * (1.0 / 181440.0 - square * (1.0 / 9676800.0)) - 1.0 / 2880.0
-    log_near = square * (log_near * square + 1.0 / 24.0) - 0.5 * y
-    log_mean = tl.where(near, log_near, tl.log(filled / far))
-    mean_near = square * (1.0 / 30240.0 - square * (1.0 / 1209600.0)) - 1.0 / 720.0
-    mean_near = y * (mean_near * square + 1.0 / 12.0) + 0.5
-    mean = tl.where(near, mean_near, 1.0 / filled - 1.0 / far)
-    value = tl.maximum(x, 0.0) - x * t + log_mean
+    log_series, mean = dlogistic_triton.integral(y, far, filled)
+    log_integral = tl.where(near, log_series, tl.log(filled / far))
+    value = tl.maximum(x, 0.0) - x * t + log_integral
     return value, tl.where(x >= 0.0, mean, 1.0 - mean) - t
 
 
@@ -196,7 +191,7 @@ def _run(
     Returns nll (R,) where ``value``, and grad_second where ``grad`` is given; else empty.
     """
     rows, columns = params.shape[0], params.shape[1] // likelihood.parts(kind, mixtures)
-    launch = LAUNCH["dlogistic" if kind == "dlogistic" else "pixel"]
+    launch = LAUNCH[row_of_table(kind, mixtures)]
     block, height = launch.tile(columns)
     grid = (triton.cdiv(rows, height), triton.cdiv(columns, block))
     nll = params.new_empty((rows, grid[1]) if value else (0, 1), dtype=torch.float32)
@@ -264,6 +259,13 @@ def _second(
         return "pixel", second.new_empty(params.shape if grad is not None else (0,))
     rows = 0 if grad is None else params.shape[0]
     return "scalar", params.new_empty((rows, blocks), dtype=torch.float32)
+
+
+def row_of_table(kind: str, mixtures: int) -> str:
+    """The kernel's row of the launch table."""
+    if kind != "dlogistic":
+        return "pixel"
+    return "dlogistic" if mixtures == 1 else "dlogistic_mixture"
 
 
 def _kind_of_target(target: Tensor, packed: bool) -> str:
@@ -351,7 +353,7 @@ def pixel_nll_grad_(
     mixtures: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Launch: see ``likelihood.pixel_nll_grad_``."""
+    """As ``pixel_nll_grad``, but the gradient overwrites params; returns nll, grad_second."""
     inputs = (params, second, target, weight, kind, samples_per_target, packed, mixtures)
     if params.stride(1) != 1:  # the kernel reads a copy
         nll, grad, grad_second = pixel_nll_grad(*inputs, scale)
