@@ -32,19 +32,25 @@ def shell_lines() -> list[str]:
     ]
 
 
-def test_python_block_runs_after_the_first_command(tmp_path: Path) -> None:
+def test_python_blocks_run_after_the_first_command(tmp_path: Path) -> None:
     run("digits", "--max-steps", "30", "--out", tmp_path / "runs")
-    (code,) = blocks("python")
+    first, second = blocks("python")
+    assert execute(first, tmp_path).count("torch.Size([") == 3
+    assert "torch.Size([128])" in execute(second, tmp_path)
+
+
+def execute(code: str, folder: Path) -> str:
+    """Run a block of Python in a folder; returns what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("torch.Size([") == 3
+    return done.stdout
 
 
 def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

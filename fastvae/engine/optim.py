@@ -92,8 +92,8 @@ class GuardedStep:
 
         The NaN reaches every rank with the gradient all-reduce: they all skip together.
         """
-        poison = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
-        self.scaler.scale(loss).backward(gradient=poison.to(loss.dtype))
+        poison = loss.detach() * 0.0 + 1.0  # 1, or NaN where the loss is not finite
+        self.scaler.scale(loss).backward(gradient=poison)
 
     def step(self) -> Tensor:
         """Unscale, clip, step or skip. Returns the gradient norm () before clipping."""
@@ -113,7 +113,7 @@ class GuardedStep:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped += bad
-        self.streak.copy_(torch.where(bad, self.streak + 1.0, 0.0))
+        self.streak.copy_((self.streak + 1.0) * bad)
         return norm
 
     def _step_or_restore(self, bad: Tensor) -> None:
