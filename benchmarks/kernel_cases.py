@@ -93,7 +93,7 @@ CPU_CASES = [
     Case("elbo", "S1 photos", 128, 12288, 128, BF16, U8),
     Case("elbo", "S2 strips", 4, 316800, 1024),
     Case("elbo", "S4 512x512", 2, 786432, 512),
-    Case("iwae", "S3 mnist, K = 50", 640, 784, 20, samples=50),
+    Case("iwae", "S3 mnist, K = 50", 600, 784, 20, samples=50),
     Case("gaussian", "S1 photos", 64, 12288, 128),
     Case("dlogistic", "S1 photos", 32, 12288, 128, target=U8),
     Case("sample_kl", "hierarchical", 16, 0, 4096),
