@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fastvae
 from fastvae import figures
 from fastvae.command import run_command
 from fastvae.config import Config
-from fastvae.data.batch import Batch
 from fastvae.engine import checkpoint, distributed, graph, precision
 from fastvae.engine.checkpoint import CheckpointStore, DamagedCheckpoint
 from fastvae.engine.distributed import World
@@ -74,17 +74,17 @@ def _train(config: Config, world: World) -> Path:
     return folder.path
 
 
-Step = Callable[[Iterable[Batch]], None]
+Step = Callable[[Iterable[Tensor]], None]
 
 
 def make_step(t: Trainer) -> Step:
     """The step on the device: ``optimizer_step``, as one CUDA graph when asked for and possible."""
 
-    def step(batches: Iterable[Batch]) -> None:
-        optimizer_step(t, batches)
+    def step(images: Iterable[Tensor]) -> None:
+        optimizer_step(t, images)
 
     if t.config.cuda_graph and not graph.why_not(t.config, t.world):
-        return StepGraph(step)
+        return StepGraph(step, forget=t.optimizer.zero_grad)
     return step
 
 
@@ -97,29 +97,29 @@ def train_step(t: Trainer, run: Step, step: int, watch: Stopwatch) -> dict[str, 
     set_learning_rate(t.optimizer, lr)
     t.beta.fill_(beta)
     t.rng[1].fill_(step * t.config.batch_size)
-    run(load_batches(t, step, watch))
+    run(load_images(t, step, watch))
     t.ema.update(step)
     return {"lr": lr, "beta": beta}
 
 
-def load_batches(t: Trainer, step: int, watch: Stopwatch) -> Iterator[Batch]:
-    """The micro-batches of a step for this rank."""
+def load_images(t: Trainer, step: int, watch: Stopwatch) -> Iterator[Tensor]:
+    """The micro-batches of a step for this rank: (B, C, H, W) each."""
     for micro in range(t.config.accumulate):
         since = time.perf_counter()
         batch = t.loaders["train"].train_batch(t.plan, step, micro)
         watch.data(since)
-        yield batch
+        yield batch.x
 
 
-def optimizer_step(t: Trainer, batches: Iterable[Batch]) -> None:
+def optimizer_step(t: Trainer, images: Iterable[Tensor]) -> None:
     """Forward and backward of each micro-batch, then the optimizer: all of it on the device."""
     losses, stats = [], []
-    for micro, batch in enumerate(batches):
+    for micro, x in enumerate(images):
         last = micro == t.config.accumulate - 1
         # DDP averages gradients over ranks in the last backward only; the others just add up.
         ddp = t.objective if isinstance(t.objective, DistributedDataParallel) else None
         with ddp.no_sync() if ddp and not last else contextlib.nullcontext():
-            loss, terms = t.objective(batch.x, t.rng, t.plan.offset(micro), t.beta)
+            loss, terms = t.objective(x, t.rng, t.plan.offset(micro), t.beta)
             t.guard.backward(loss)
         losses.append(loss.detach())
         stats.append(terms.mean(dim=1))

@@ -42,7 +42,7 @@ def _component(level, mean, log_scale):
     inverse = tl.exp(-log_scale)
     centre = level * (1.0 / 127.5) - 1.0 - mean
     a, b = (centre + _HALF_BIN) * inverse, (centre - _HALF_BIN) * inverse
-    has_a, has_b = level < 255.0, level > 0.0
+    has_a, has_b = level != 255.0, level != 0.0  # true for NaN, which must show
     inner = has_a & has_b
     e_a, e_b = tl.exp(-tl.abs(a)), tl.exp(-tl.abs(b))
     from_a = tl.where(has_a, tl.where(a >= 0.0, e_a, 1.0) / (1.0 + e_a), 0.0)  # sigmoid(-a)

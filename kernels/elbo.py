@@ -79,14 +79,19 @@ def _per_row(scale: float, rows: Tensor) -> float:
 
 
 def _kl_term(kl_row: Tensor, kl_dim: Tensor, free_bits: float) -> Tensor:
-    """K of the module's formula."""
-    kl = kl_dim.clamp_min(free_bits * kl_row.shape[0]) if free_bits > 0.0 else kl_row
-    return kl.sum()
+    """K of the module's formula, in float32 or float64."""
+    if free_bits > 0.0:
+        return _wide(kl_dim).clamp_min(free_bits * kl_row.shape[0]).sum()
+    return _wide(kl_row).sum()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _times(beta: Tensor | float, per_row: float, kl: Tensor) -> Tensor | float:
     """The factor of K, in its dtype: a float32 beta would round it in float64."""
-    return (beta.to(kl.dtype) if isinstance(beta, Tensor) else beta) * per_row
+    return (beta.to(kl.dtype).reshape(()) if isinstance(beta, Tensor) else beta) * per_row
 
 
 class _ElboLoss(torch.autograd.Function):
@@ -132,11 +137,12 @@ class _ElboLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _grad_nll: None) -> tuple[Tensor | None, ...]:
+        if not torch.compiler.is_compiling():
+            _only_once(ctx)  # before PyTorch notices that a saved tensor has changed
         grad, grad_second, second, kl_row, kl_dim, by_kl = ctx.saved_tensors
         if torch.compiler.is_compiling():
             grad, grad_second = grad * grad_loss.to(grad.dtype), grad_second * grad_loss
         else:
-            _only_once(ctx)
             likelihood_op.rescale_op(grad, grad_loss)
             if ctx.needs_input_grad[1]:
                 likelihood_op.rescale_op(grad_second, grad_loss)
@@ -145,7 +151,7 @@ class _ElboLoss(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             by_second = likelihood_op.gradient_of_second(grad_second, second)
         if ctx.free_bits > 0.0:
-            kept = kl_dim >= ctx.free_bits * kl_row.shape[0]
+            kept = _wide(kl_dim) >= ctx.free_bits * kl_row.shape[0]
             by_dim = (kept * factor).to(kl_dim.dtype)
         else:
             by_row = factor.to(kl_row.dtype).expand(kl_row.shape)

@@ -51,6 +51,14 @@ def allocate(images: Tensor, rows: int, dtype: torch.dtype, channels_last: bool)
     return images.new_empty((rows, channels, height, width), dtype=dtype)
 
 
+def _all_inside(images: Tensor, indices: Tensor) -> bool:
+    """Known to be so, which is known only where looking costs no waiting."""
+    if images.device.type != "cpu" or torch.compiler.is_compiling() or not len(indices):
+        return False
+    low, high = indices.aminmax()
+    return bool(low >= 0) and bool(high < len(images))
+
+
 def gather_normalize(
     images: Tensor,
     indices: Tensor,
@@ -72,11 +80,14 @@ def gather_normalize(
     Shapes: images (N, C, H, W) uint8 of any strides; indices, keys (B,) int64; mean, std (C,)
         float32, each optional; rng (2,) int64. Returns (B, C, H, W) in ``dtype``.
     """
-    out = allocate(images, len(indices), dtype, channels_last)
-    if images.numel() == 0:
-        return out.fill_(math.nan)
-    inside = (indices >= 0) & (indices < len(images))
-    pixels = images[indices.clamp(0, len(images) - 1)]
+    inside = None
+    if _all_inside(images, indices):
+        pixels = images.index_select(0, indices)
+    elif images.numel() == 0:
+        return allocate(images, len(indices), dtype, channels_last).fill_(math.nan)
+    else:
+        inside = (indices >= 0) & (indices < len(images))
+        pixels = images[indices.clamp(0, len(images) - 1)]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     if binarize == "threshold":
@@ -86,7 +97,8 @@ def gather_normalize(
         value = philox_bernoulli(rng[0], keys, pixels).to(wide)
     else:
         # By a tensor: PyTorch's CUDA kernel multiplies by the reciprocal of a Python number.
-        value = pixels.to(wide) / torch.full((), 255.0, dtype=wide, device=pixels.device)
+        by = 255.0 if inside is None else torch.full((), 255.0, dtype=wide, device=pixels.device)
+        value = pixels.to(wide) / by
     if flip > 0:
         assert rng is not None
         word = philox_words(rng[0], keys, 1, stream=FLIP_STREAM)[:, :, None, None]
@@ -95,4 +107,9 @@ def gather_normalize(
         value = value - mean.to(wide)[:, None, None]
     if std is not None:
         value = value / std.to(wide)[:, None, None]
-    return out.copy_(torch.where(inside[:, None, None, None], value, math.nan))
+    if inside is not None:
+        value = torch.where(inside[:, None, None, None], value, math.nan)
+    out = allocate(images, len(indices), dtype, channels_last)
+    if value.dtype == dtype and value.stride() == out.stride():
+        return value
+    return out.copy_(value)

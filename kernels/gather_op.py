@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import gather
-from fastvae.kernels.library import register
+from fastvae.kernels.library import inlined, register
 from fastvae.kernels.paths import Implementations
 
 forms = Implementations(gather.gather_normalize, "fastvae.kernels.gather_triton:gather_normalize")
@@ -67,6 +67,9 @@ _gather_normalize = register(
 )
 
 
+_visible = inlined(_gather_normalize, gather.gather_normalize)
+
+
 def gather_normalize(
     images: Tensor,
     indices: Tensor,
@@ -83,7 +86,7 @@ def gather_normalize(
 ) -> Tensor:
     """See ``gather.gather_normalize``; arguments are taken to be valid. There is no gradient."""
     with torch.no_grad():
-        batch: Tensor = _gather_normalize(
+        batch: Tensor = _visible(
             images,
             indices,
             keys,

@@ -148,7 +148,10 @@ def sample_kl_backward(
     half = 1.0 if log_std else 0.5
     c = _kl_gradient(grad_row, grad_dim, mean)
     gradients: list[Tensor] = []
-    if mean_p is None or scale_p is None:
+    if grad_row is None and grad_dim is None:  # 0 times the variance, which may be infinite
+        g_mean, g_scale = torch.zeros_like(mean), torch.zeros_like(scale)
+        gradients = [x.new_zeros(x.shape) for x in (mean_p, scale_p) if x is not None]
+    elif mean_p is None or scale_p is None:
         g_mean, g_scale = c * mean, c * ((2.0 * half * scale).exp() - 1.0)
     else:
         logvar_p, difference = _logvar(scale_p, log_std), mean - _widen(mean_p)

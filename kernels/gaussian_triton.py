@@ -160,7 +160,12 @@ def _sample_kl_backward_kernel(
 
     FACTOR: tl.constexpr = 2.0 if LOG_STD else 1.0
     out = row * latents + column
-    if HAS_PRIOR:
+    if not (HAS_ROW or HAS_DIM):  # 0 times the variance, which may be infinite
+        g_mean, g_scale = c, c
+        if HAS_PRIOR:
+            tl.store(grad_mean_p_ptr + out, c.to(grad_mean_p_ptr.dtype.element_ty), mask=mask)
+            tl.store(grad_scale_p_ptr + out, c.to(grad_scale_p_ptr.dtype.element_ty), mask=mask)
+    elif HAS_PRIOR:
         mean_p = tl.load(mean_p_ptr + row * mean_p_stride + column, mask=mask, other=0.0)
         scale_p = tl.load(scale_p_ptr + row * scale_p_stride + column, mask=mask, other=0.0)
         logvar_p = scale_p.to(tl.float32) * FACTOR

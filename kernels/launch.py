@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from fastvae.kernels.launch_table import TABLE
 
+MAX_TILES = 65535
+"""Programs along the second axis of a CUDA grid."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -28,7 +31,16 @@ class Launch:
     warps: int
 
     def tile(self, columns: int) -> tuple[int, int]:
-        """Columns and rows of a tile for rows of ``columns`` elements; both powers of two."""
+        """Columns and rows of a tile for rows of ``columns`` elements; both powers of two.
+
+        Raises:
+            ValueError: more tiles per row than a GPU's grid has room for.
+        """
+        if columns > MAX_TILES * self.block:
+            raise ValueError(
+                f"rows of {columns} elements are too wide for this operation: expected at most "
+                f"{MAX_TILES * self.block}"
+            )
         width = min(self.block, max(16, power_of_two(columns)))
         return width, max(1, self.elements // width)
 

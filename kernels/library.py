@@ -35,19 +35,18 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
 
 
 def inlined(operation: Any, eager: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation; inside a torch.compile for CPU, its eager form in the open.
+    """The operation; on a CPU, where nothing else is asked for, its eager form in the open.
 
-    The compiler then sees the formulas, and fuses them with what stands before and after.
+    Inside a torch.compile the compiler then sees the formulas, and fuses them with what stands
+    before and after. Outside, the dispatch is saved.
     """
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() and _seen_through(arguments):
-            return eager(*arguments)
+        tensor = next(x for x in arguments if isinstance(x, torch.Tensor))
+        if tensor.device.type == "cpu":
+            path = choose(tensor.device, tensor.dtype)
+            if path == "eager" or (path == "compiled" and torch.compiler.is_compiling()):
+                return eager(*arguments)
         return operation(*arguments)
 
     return call
-
-
-def _seen_through(arguments: tuple[Any, ...]) -> bool:
-    tensor = next(x for x in arguments if isinstance(x, torch.Tensor))
-    return tensor.device.type == "cpu" and choose(tensor.device, tensor.dtype) != "triton"

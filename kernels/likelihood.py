@@ -88,7 +88,7 @@ Gradients are new tensors, free to be overwritten.
 
 
 def _bernoulli(x: Tensor, second: Tensor | None, t: Tensor, value: bool, grad: bool) -> Terms:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and x.dtype != torch.float64:
         return _bernoulli_fused(x, t, value, grad)
     nll = None
     if value:
@@ -250,13 +250,13 @@ def _gradients(
     else:
         grad = grad.mul_(factor)
     dtype = grad.dtype
-    grad = grad.reshape(params.shape).to(params.dtype)
+    grad = grad.reshape(params.shape).to(params.dtype).contiguous()
     if second is None or grad_second is None:
         return grad, grad.new_empty((0,), dtype=dtype)
     grad_second = grad_second * factor
     if second.dim() < 2:
         return grad, grad_second.sum(dim=-1).reshape(-1)
-    return grad, grad_second.reshape(second.shape).to(second.dtype)
+    return grad, grad_second.reshape(second.shape).to(second.dtype).contiguous()
 
 
 def pixel_nll(

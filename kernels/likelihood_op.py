@@ -54,7 +54,9 @@ def _run_grad(params: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _visible_grad(params: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    scale = params.new_full(params.shape[:1], inputs[-1], dtype=likelihood.widened(params.dtype))
+    scale = inputs[-1]
+    if torch.compiler.is_compiling():  # which likes a number per row
+        scale = params.new_full(params.shape[:1], scale, dtype=likelihood.widened(params.dtype))
     results: tuple[Tensor, Tensor, Tensor] = _GRAD.eager(params, *inputs[:-1], scale)
     return results
 

@@ -365,11 +365,15 @@ def pixel_nll_grad_(
 def rescale_(grad: Tensor, factor: Tensor) -> None:
     """grad *= factor, in place; the kernel reads the factor and leaves at once where it is 1.
 
-    Shapes: grad (R, N) or (R,), columns next to one another; factor ().
+    Shapes: grad (R, N) or (R,); factor (). Where columns do not lie next to one another (in-place
+    gradients of such parameters), it is an ordinary multiplication.
     """
     if grad.numel() == 0:
         return
     matrix = grad if grad.dim() == 2 else grad.unsqueeze(0)
+    if matrix.stride(1) != 1:
+        grad.mul_(factor)
+        return
     rows, columns = matrix.shape
     launch = LAUNCH["rescale"]
     block, height = launch.tile(columns)

@@ -42,8 +42,13 @@ def derive_seed(seed: int, *labels: str | int) -> int:
 def _mul_hi_lo(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """High and low 32 bits of a * m for uint32 values held in int64.
 
-    The product may pass 2^63; int64 wraps, the bits stay right, and the mask repairs the sign.
+    The product may pass 2^63. PyTorch's own int64 wraps, the bits stay right, and the mask repairs
+    the sign; to a C++ compiler that overflow is undefined, so what it compiles multiplies halves.
     """
+    if torch.compiler.is_compiling():
+        low = (a & 0xFFFF) * m
+        high = (a >> 16) * m + (low >> 16)
+        return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
     p = a * m
     return (p >> 32) & _MASK, p & _MASK
 

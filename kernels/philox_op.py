@@ -15,7 +15,9 @@ _NORMAL = Implementations(philox.philox_normal, "fastvae.kernels.philox_triton:p
 def _run(seed: int, ordinal: Tensor, columns: int) -> Tensor:
     path = choose(ordinal.device, torch.float32)
     # torch.compile would take an int for a constant and compile again for each seed.
-    key = torch.tensor(seed, device=ordinal.device) if path == "compiled" else seed
+    key: int | Tensor = seed
+    if path == "compiled":
+        key = torch.full((), seed, dtype=torch.int64, device=ordinal.device)
     result: Tensor = getattr(_NORMAL, path)(key, ordinal, columns)
     return result
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from fastvae.config import Config, replace
-from fastvae.data.batch import Batch
 from fastvae.engine import graph
 from fastvae.engine.distributed import World
 from fastvae.engine.graph import WARMUP, StepGraph, why_not
 from fastvae.engine.metrics import Stopwatch
 from fastvae.presets import get_preset
-from fastvae.train import make_step, optimizer_step, train, train_step
+from fastvae.train import evaluate_split, make_step, optimizer_step, train, train_step
 from fastvae.trainer import Trainer, build
 
 GPU = World(rank=0, size=1, device=torch.device("cuda", 0))
@@ -55,19 +54,6 @@ def test_on_a_cpu_training_says_why_and_goes_on(
 
 
 # ------------------------------------------------------------------ the logic, on pretended graphs
-class Cell:
-    """The smallest batch: a tensor that knows how to be copied."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-    def clone(self) -> Cell:
-        return Cell(self.value.clone())
-
-    def copy_from(self, other: Cell) -> None:
-        self.value.copy_(other.value)
-
-
 class PretendedStream:
     def wait_stream(self, other: object) -> None: ...
 
@@ -88,6 +74,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(torch.cuda, "Stream", PretendedStream)
     monkeypatch.setattr(torch.cuda, "current_stream", PretendedStream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _stream: log.append("stream"))
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
@@ -95,19 +82,19 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_warm_up_then_capture_then_replay(pretend: list[str]) -> None:
-    seen: list[Sequence[Cell]] = []
-    run = StepGraph[Cell](seen.append)
+    seen: list[Sequence[Tensor]] = []
+    run = StepGraph(seen.append, forget=pretend.clear)
     for step in range(WARMUP + 3):
-        run(iter([Cell(torch.tensor(float(step))), Cell(torch.tensor(-1.0))]))
+        run(iter([torch.tensor(float(step)), torch.tensor(-1.0)]))
     # The step itself ran for the warm-up and once for the recording; then only replays.
     assert len(seen) == WARMUP + 1
     assert pretend == ["record", "replay", "replay", "replay"]
     assert run.captured
     assert not run.failed
     static = seen[-1]
-    assert [cell.value.item() for cell in static] == [WARMUP + 2.0, -1.0]  # copied into
+    assert [x.item() for x in static] == [WARMUP + 2.0, -1.0]  # copied into
     with pytest.raises(ValueError, match="shorter"):
-        run([Cell(torch.tensor(0.0))])
+        run([torch.tensor(0.0)])
 
 
 def test_a_failed_capture_warns_once_and_training_goes_on(
@@ -120,39 +107,52 @@ def test_a_failed_capture_warns_once_and_training_goes_on(
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
     values: list[float] = []
-    run = StepGraph[Cell](lambda cells: values.append(cells[0].value.item()))
+    forgotten: list[bool] = []
+    run = StepGraph(
+        lambda given: values.append(given[0].item()), forget=lambda: forgotten.append(True)
+    )
     for step in range(WARMUP + 2):
-        run([Cell(torch.tensor(float(step)))])
+        run([torch.tensor(float(step))])
     printed = capsys.readouterr().err
     assert printed.count("could not be captured (operation not permitted)") == 1
     assert run.failed
+    assert forgotten == [True]
     # Recording ran the Python code once more; a real recording computes nothing.
     assert values == [0.0, 1.0, 2.0, 3.0, 3.0, 4.0]
 
 
-def test_batches_are_copied_with_all_their_fields() -> None:
-    def batch(value: float, label: bool = True) -> Batch:
-        rows = torch.full((2,), int(value))
-        x = torch.full((2, 3, 4, 4), value).contiguous(memory_format=torch.channels_last)
-        return Batch(
-            x=x,
-            y=None,
-            label=rows if label else None,
-            weight=torch.full((2,), value),
-            index=rows.clone(),
-            ordinal=rows.clone(),
-        )
+def test_gradients_of_a_broken_capture_are_forgotten(
+    pretend: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next backward pass would add to memory that was never written."""
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    trainers = [build(config(max_steps=9), world) for _ in range(2)]
+    broken = trainers[0]
 
-    first, second = batch(1.0), batch(2.0)
-    static = first.clone()
-    assert static.x.is_contiguous(memory_format=torch.channels_last)
-    address = static.x.data_ptr()
-    static.copy_from(second)
-    assert static.x.data_ptr() == address
-    for name in ("x", "label", "weight", "index", "ordinal"):
-        assert torch.equal(getattr(static, name), getattr(second, name)), name
-    assert first.x.max() == 1.0
-    assert batch(1.0, label=False).clone().label is None
+    @contextlib.contextmanager
+    def refuse(_graph: object) -> Iterator[None]:
+        yield  # as far as the gradients; then the optimizer fails
+
+        raise RuntimeError("not permitted")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+
+    def step(images: Sequence[Tensor]) -> None:
+        if run.captured or run._static:  # the recording: backward, but no optimizer step
+            for x in images:
+                broken.objective(x, broken.rng, 0, broken.beta)[0].backward()
+        else:
+            optimizer_step(broken, images)
+
+    run = StepGraph(step, forget=broken.optimizer.zero_grad)
+    watch = Stopwatch()
+    for count in range(WARMUP + 2):
+        train_step(broken, run, count, watch)
+        train_step(trainers[1], make_step(trainers[1]), count, watch)
+    assert run.failed
+    assert "stream" in pretend  # and back on the stream of before
+    pairs = zip(broken.model.parameters(), trainers[1].model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_step_is_plain_where_it_cannot_be_captured() -> None:
@@ -185,6 +185,8 @@ def run_steps(settings: Config, steps: int) -> tuple[Trainer, Any]:
         {"precision": "bf16", "optim__ema_decay": 0.9},
         {"kl__schedule": "linear", "kl__warmup": 0.5, "data__binarize": "dynamic"},
         {"optim__optimizer": "rmsprop"},
+        {"kl__free_bits": 0.05, "model__encoder": "conv", "model__decoder": "conv"},
+        {"deterministic": True},
     ],
     ids=str,
 )
@@ -208,6 +210,23 @@ def test_captured_training_is_the_same_training(changes: dict[str, Any]) -> None
 
 @pytest.mark.gpu
 @needs_gpu
+def test_validation_between_replays_changes_nothing() -> None:
+    """Averaged weights are swapped in and out: the graph's addresses must hold them again."""
+    settings = config(max_steps=40, optim__ema_decay=0.9)
+    steps = WARMUP + 9
+    plain, _ = run_steps(settings, steps)
+    looked, run = run_steps(settings, WARMUP + 3)
+    watch = Stopwatch()
+    for step in range(WARMUP + 3, steps):
+        evaluate_split(looked, "val")
+        looked.objective.train()
+        train_step(looked, run, step, watch)
+    for have, want in zip(looked.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(have, want)
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_replays_never_wait_for_the_device() -> None:
     trainer, run = run_steps(config(max_steps=40), WARMUP + 2)
     watch = Stopwatch()
@@ -224,13 +243,13 @@ def test_replays_never_wait_for_the_device() -> None:
 def test_a_step_that_reads_the_device_falls_back(capsys: pytest.CaptureFixture[str]) -> None:
     total = torch.zeros((), device="cuda")
 
-    def step(cells: Sequence[Cell]) -> None:
-        total.add_(cells[0].value)
+    def step(given: Sequence[Tensor]) -> None:
+        total.add_(given[0])
         total.item()
 
-    run = graph.StepGraph[Cell](step)
+    run = graph.StepGraph(step, forget=lambda: None)
     for value in range(WARMUP + 3):
-        run([Cell(torch.tensor(float(value), device="cuda"))])
+        run([torch.tensor(float(value), device="cuda")])
     assert run.failed
     assert "could not be captured" in capsys.readouterr().err
     assert total.item() == sum(range(WARMUP + 3))

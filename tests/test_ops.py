@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from fastvae import ops
+from fastvae.kernels.launch import Launch
 
 HALVES = [torch.float16, torch.bfloat16]
 EMPTY = [(0, 5), (1, 5), (1, 1), (7, 3)]
@@ -314,3 +315,81 @@ def test_widen() -> None:
         assert ops.widen(torch.ones(2, dtype=dtype)).dtype == torch.float32
     x = torch.ones(2, dtype=torch.float64)
     assert ops.widen(x) is x
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1, 1)])
+def test_one_learned_variance_in_any_shape(rng: torch.Generator, shape: tuple[int, ...]) -> None:
+    mean, target = normal(rng, 3, 1, 4, 4), torch.rand(3, 1, 4, 4, generator=rng).double()
+    logvar = torch.full(shape, -1.0, dtype=torch.float64, requires_grad=True)
+    got = ops.gaussian_nll(mean, target, logvar)
+    expected = -Normal(mean, math.exp(-0.5)).log_prob(target).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(got, expected)
+    got.sum().backward()
+    assert logvar.grad is not None
+    assert logvar.grad.shape == shape
+
+
+def test_a_nan_of_the_network_reaches_the_loss() -> None:
+    """Training skips such a step; an error would end it."""
+    mean = torch.zeros(2, 3, requires_grad=True)
+    logvar = torch.full((2, 3), math.nan, requires_grad=True)
+    assert ops.gaussian_nll(mean, torch.zeros(2, 3), logvar).isnan().all()
+
+
+def test_a_beta_of_one_element_leaves_the_loss_a_scalar() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    for beta in (torch.ones(()), torch.ones(1), torch.ones(1, 1)):
+        assert ops.elbo_loss(x, torch.zeros(2, 3), torch.ones(2), beta=beta).loss.shape == ()
+
+
+def test_half_precision_kl_is_summed_in_float32() -> None:
+    x, kl = torch.zeros(256, 3, requires_grad=True), torch.full((256,), 1.01).bfloat16()
+    loss = ops.elbo_loss(x, torch.zeros(256, 3), kl, beta=torch.tensor(0.3)).loss
+    expected = 3 * math.log(2) + 0.3 * kl[0].item()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_float64_stays_float64_when_compiled(rng: torch.Generator) -> None:
+    torch._dynamo.reset()
+    x, target = normal(rng, 3, 9), torch.rand(3, 9, generator=rng)
+    compiled = torch.compile(lambda x: ops.bernoulli_nll(x, target), fullgraph=True)
+    torch.testing.assert_close(compiled(x), ops.bernoulli_nll(x, target), rtol=1e-13, atol=1e-13)
+
+
+def test_free_bits_pass_the_gradient_at_the_bound() -> None:
+    """As torch.clamp does."""
+    x, kl_dim = torch.zeros(2, 3, requires_grad=True), torch.tensor([0.4, 0.5, 1.0])
+    kl_dim = (2.0 * kl_dim).requires_grad_()
+    ops.elbo_loss(x, torch.zeros(2, 3), torch.zeros(2), kl_dim, free_bits=0.5).loss.backward()
+    assert kl_dim.grad is not None
+    assert kl_dim.grad.tolist() == [0.0, 0.5, 0.5]
+
+
+def test_compiled_gradient_of_a_learned_variance_is_scaled(rng: torch.Generator) -> None:
+    torch._dynamo.reset()
+    mean, target = normal(rng, 3, 9), torch.rand(3, 9, generator=rng).double()
+    gradients = []
+    for function in (ops.elbo_loss, torch.compile(ops.elbo_loss, fullgraph=True)):
+        m = mean.clone().requires_grad_()
+        logvar = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+        out = function(m, target, torch.zeros(3).double(), likelihood="gaussian", logvar=logvar)
+        (2.0 * out.loss).backward()
+        gradients.append((m.grad, logvar.grad))
+    for plain, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain)
+
+
+def test_a_huge_variance_without_kl_has_a_gradient() -> None:
+    mean, logvar = torch.zeros(2, 3, requires_grad=True), torch.full((2, 3), 100.0)
+    logvar.requires_grad_()
+    z, _, _ = ops.reparam_kl(mean, logvar, ops.rng_state(0))
+    z.sum().backward()
+    assert logvar.grad is not None
+    assert torch.isfinite(logvar.grad).all()
+
+
+def test_too_wide_for_a_grid() -> None:
+    launch = Launch(elements=256, block=256, warps=4)
+    assert launch.tile(65535 * 256) == (256, 1)
+    with pytest.raises(ValueError, match=r"16776961 elements are too wide.*at most 16776960"):
+        launch.tile(65535 * 256 + 1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -27,18 +26,3 @@ class Batch:
     weight: Tensor
     index: Tensor
     ordinal: Tensor
-
-    def clone(self) -> Batch:
-        """A copy with memory of its own."""
-        return Batch(**{f.name: _clone(getattr(self, f.name)) for f in fields(self)})
-
-    def copy_from(self, other: Batch) -> None:
-        """Overwrite the tensors with those of another batch of the same shapes."""
-        for f in fields(self):
-            mine, theirs = getattr(self, f.name), getattr(other, f.name)
-            if mine is not None:
-                mine.copy_(theirs)
-
-
-def _clone(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.clone()

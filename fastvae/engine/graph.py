@@ -2,7 +2,7 @@
 
 A step of a small network is some hundred kernels of a few microseconds each; launching them from
 Python takes longer than running them. A captured step is replayed with one call. What varies from
-step to step lies in device memory that keeps its place: the batch is copied into static buffers,
+step to step lies in device memory that keeps its place: images are copied into static buffers,
 the learning rate, beta and the noise counter are tensors that are filled beforehand.
 """
 
@@ -10,26 +10,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from fastvae.config import Config
 from fastvae.engine.distributed import World
 
 WARMUP = 3
 """Steps run before the capture: optimizer state, cuDNN's choices and Triton's kernels get made."""
-
-
-class StaticBatch(Protocol):
-    """What a batch must offer to be replayed."""
-
-    def clone(self: B) -> B: ...
-
-    def copy_from(self: B, other: B) -> None: ...
-
-
-B = TypeVar("B", bound=StaticBatch)
 
 
 def why_not(config: Config, world: World) -> str:
@@ -45,21 +34,26 @@ def why_not(config: Config, world: World) -> str:
     return ""
 
 
-class StepGraph(Generic[B]):
+class StepGraph:
     """Runs a step: as it is for ``WARMUP`` steps, then captured once, then replayed.
 
     The captured step does the same work in the same order as the plain one; nothing is run twice
     and no step is lost. When the capture fails, a warning says so and the run goes on without.
 
     Args:
-        step: one optimizer step over the given batches, which reads nothing back from the device.
+        step: one optimizer step over the given micro-batches of images, which reads nothing back
+            from the device.
+        forget: clears what a broken capture has left behind, which is gradients without values.
     """
 
-    def __init__(self, step: Callable[[Sequence[B]], None]) -> None:
+    def __init__(
+        self, step: Callable[[Sequence[Tensor]], None], forget: Callable[[], None]
+    ) -> None:
         self._step = step
+        self._forget = forget
         self._side = torch.cuda.Stream()
         self._done = 0
-        self._static: list[B] = []
+        self._static: list[Tensor] = []
         self._graph: torch.cuda.CUDAGraph | None = None
         self.failed = False
         """The capture failed: steps run as they are."""
@@ -68,36 +62,38 @@ class StepGraph(Generic[B]):
     def captured(self) -> bool:
         return self._graph is not None
 
-    def __call__(self, batches: Iterable[B]) -> None:
-        """Run one step over batches of the same shapes as in every other call."""
+    def __call__(self, images: Iterable[Tensor]) -> None:
+        """Run one step over images of the same shapes as in every other call."""
         if self._graph is not None:
-            for mine, given in zip(self._static, batches, strict=True):
-                mine.copy_from(given)
+            for mine, given in zip(self._static, images, strict=True):
+                mine.copy_(given)
             self._graph.replay()
             return
-        loaded = list(batches)
+        loaded = list(images)
         if self._done >= WARMUP and not self.failed and self._capture(loaded):
             return
         self._run_aside(loaded)
         self._done += 1
 
-    def _run_aside(self, batches: Sequence[B]) -> None:
+    def _run_aside(self, images: Sequence[Tensor]) -> None:
         """Run on a side stream: torch wants autograd's work before a capture to be there."""
         main = torch.cuda.current_stream()
         self._side.wait_stream(main)
         with torch.cuda.stream(self._side):
-            self._step(batches)
+            self._step(images)
         main.wait_stream(self._side)
 
-    def _capture(self, batches: Sequence[B]) -> bool:
+    def _capture(self, images: Sequence[Tensor]) -> bool:
         """Capture, then run, the step. Returns whether that worked."""
-        self._static = [batch.clone() for batch in batches]
-        graph = torch.cuda.CUDAGraph()
+        self._static = [x.clone() for x in images]
+        graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
                 self._step(self._static)
         except RuntimeError as error:
             self.failed, self._static = True, []
+            torch.cuda.set_stream(main)  # torch.cuda.graph stays on its own when it fails
+            self._forget()
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(
                 f"warning: --cuda-graph: the step could not be captured ({reason}); going on "

@@ -49,10 +49,11 @@ def build_optimizer(
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the rate of every parameter group; in place where it is a tensor (CUDA graphs)."""
+    tensors = {id(g["lr"]): g["lr"] for g in optimizer.param_groups if isinstance(g["lr"], Tensor)}
+    for tensor in tensors.values():  # one for all groups
+        tensor.fill_(lr)
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
+        if not isinstance(group["lr"], Tensor):
             group["lr"] = lr
 
 

@@ -49,6 +49,10 @@ def gather_normalize(
         (B, C, H, W) of ``dtype``.
     """
     op = "gather_normalize"
+    checks.tensor(op, "images_u8", images_u8)
+    checks.tensor(op, "indices", indices)
+    if keys is not None:
+        checks.tensor(op, "keys", keys)
     if images_u8.dtype != torch.uint8 or images_u8.dim() != 4:
         raise ValueError(
             f"{op}: images_u8 must be (N, C, H, W) uint8, got {tuple(images_u8.shape)} "
@@ -56,10 +60,10 @@ def gather_normalize(
         )
     named = {"indices": indices} if keys is None else {"indices": indices, "keys": keys}
     for name, tensor in named.items():
-        if tensor.dtype != torch.int64 or tensor.dim() != 1 or len(tensor) != len(indices):
+        if tensor.dtype != torch.int64 or tensor.dim() != 1 or tensor.shape != indices.shape:
+            count = indices.shape[0] if name == "keys" and indices.dim() else "B"
             raise ValueError(
-                f"{op}: {name} must be int64 ({len(indices)},), got {tuple(tensor.shape)} "
-                f"{tensor.dtype}"
+                f"{op}: {name} must be int64 ({count},), got {tuple(tensor.shape)} {tensor.dtype}"
             )
     checks.same_place(op, images_u8=images_u8, **named)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -116,6 +120,9 @@ def _per_channel(
                 f"got {tuple(value.shape)} {value.dtype}"
             )
         checks.same_place(op, images_u8=torch.empty(0, device=device), **{name: value})
+        checks.finite_on_cpu(op, name, value)
+        if name == "std":
+            checks.finite_on_cpu(op, "1 / std", 1.0 / value)
         return value
     numbers = tuple(value) if isinstance(value, Sequence) else (value,) * channels
     for number in numbers:
@@ -129,5 +136,6 @@ def _per_channel(
 
 @lru_cache(maxsize=64)
 def _constant(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Made once per value: a copy to the GPU from ordinary memory would wait for it."""
-    return torch.tensor(numbers, dtype=torch.float32).to(device)
+    """Made once per value, by kernels: a copy from ordinary memory would wait for the GPU."""
+    filled = [torch.full((1,), number, dtype=torch.float32, device=device) for number in numbers]
+    return torch.cat(filled)

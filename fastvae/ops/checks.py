@@ -10,6 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def tensor(op: str, name: str, value: object) -> None:
+    """The value is a dense tensor."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{op}: {name} must be a dense tensor, got {value.layout}")
+
 
 def same_shape(op: str, **tensors: Tensor) -> None:
     """All tensors have one shape: broadcasting would count elements many times."""
@@ -29,20 +39,29 @@ def same_place(op: str, **tensors: Tensor | None) -> None:
 
 def floating(op: str, **tensors: Tensor) -> None:
     """All tensors are of one floating point dtype."""
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{op}: {name} must be floating point, got {tensor.dtype}")
+    for name, value in tensors.items():
+        tensor(op, name, value)
+        if value.dtype not in FLOATS:
+            raise ValueError(
+                f"{op}: {name} must be floating point of 16, 32 or 64 bits, got {value.dtype}"
+            )
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         listed = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
         raise ValueError(f"{op}: {listed} must have the same dtype")
 
 
-def rows(op: str, name: str, tensor: Tensor) -> None:
+def float_dtype(op: str, name: str, dtype: object) -> None:
+    """A floating point dtype that the operations compute with."""
+    if dtype not in FLOATS:
+        raise ValueError(
+            f"{op}: {name} must be floating point (a torch dtype of 16, 32 or 64 bits), got {dtype}"
+        )
+
+
+def rows(op: str, name: str, value: Tensor) -> None:
     """The tensor is a batch of something: two axes or more."""
-    if tensor.dim() < 2:
-        raise ValueError(f"{op}: {name} {tuple(tensor.shape)} must be (B, ...)")
+    if value.dim() < 2:
+        raise ValueError(f"{op}: {name} {tuple(value.shape)} must be (B, ...)")
 
 
 def rng(op: str, state: Tensor, device: torch.device) -> None:
@@ -55,6 +74,8 @@ def rng(op: str, state: Tensor, device: torch.device) -> None:
         )
     if state.device != device:
         raise ValueError(f"{op}: rng is on {state.device}, expected {device}")
+    if state.stride(0) != 1:
+        raise ValueError(f"{op}: rng must be contiguous, got stride {state.stride(0)}")
 
 
 def number(op: str, name: str, value: float, *, least: float = -math.inf) -> None:
@@ -66,18 +87,21 @@ def number(op: str, name: str, value: float, *, least: float = -math.inf) -> Non
         raise ValueError(f"{op}: {name} = {value!r}: expected a finite number{bound}")
 
 
-def count(op: str, name: str, value: int, *, least: int) -> None:
-    """An integer, not below ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def count(op: str, name: str, value: int, *, least: int, below: int = 2**63) -> None:
+    """An integer of at least ``least``, less than ``below``."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or value < least:
         raise ValueError(f"{op}: {name} = {value!r}: expected an integer of {least} or more")
+    if value >= below:
+        raise ValueError(f"{op}: {name} = {value}: expected less than 2^{below.bit_length() - 1}")
 
 
 def interval(op: str, name: str, bounds: Sequence[float] | None) -> tuple[float, float]:
     """Clamping bounds (low, high); None stands for no bounds."""
     if bounds is None:
         return -math.inf, math.inf
-    pair = tuple(bounds)
-    if len(pair) != 2 or not pair[0] < pair[1]:
+    pair = tuple(bounds) if isinstance(bounds, Sequence) else ()
+    numbers = all(isinstance(x, (int, float)) for x in pair)
+    if len(pair) != 2 or not numbers or not pair[0] < pair[1]:
         raise ValueError(
             f"{op}: {name} = {bounds!r}: expected (low, high) with low < high, or None"
         )
@@ -99,9 +123,26 @@ def scalar(op: str, name: str, value: float | Tensor, like: Tensor) -> None:
         )
     if value.device != like.device:
         raise ValueError(f"{op}: {name} is on {value.device}, expected {like.device}")
-    on_cpu = value.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_cpu and not math.isfinite(value.item()):
+    if _may_look(value) and not math.isfinite(value.item()):
         raise ValueError(f"{op}: {name} = {value.item()!r}: expected a finite number")
+
+
+def no_gradient(op: str, name: str, value: Tensor) -> None:
+    """The tensor expects no gradient: there would be none."""
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: {name} gets no gradient: pass {name}.detach()")
+
+
+def finite_on_cpu(op: str, name: str, value: Tensor) -> None:
+    """All given values are finite; looked at only where that costs no waiting, on the CPU."""
+    if _may_look(value) and not torch.isfinite(value).all():
+        raise ValueError(f"{op}: {name} has values that are not finite")
+
+
+def _may_look(value: Tensor) -> bool:
+    """Not at what a network computes: its NaN must reach the loss, where the step is skipped."""
+    given = not value.requires_grad and torch.is_grad_enabled()
+    return given and value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def target(
@@ -114,6 +155,8 @@ def target(
 ) -> None:
     """A target fits ``params`` of shape (T * samples, ...): pixels, or packed bits."""
     count(op, "samples_per_target", samples, least=1)
+    tensor(op, "target", values)
+    no_gradient(op, "target", values)
     n_rows, inner = params_shape[0], params_shape[1:]
     if n_rows % samples:
         raise ValueError(
@@ -126,7 +169,7 @@ def target(
             raise ValueError(
                 f"{op}: packed target must be uint8 (see pack_bits), got {values.dtype}"
             )
-    elif not (values.is_floating_point() or values.dtype in (torch.uint8, torch.bool)):
+    elif values.dtype not in (*FLOATS, torch.uint8, torch.bool):
         raise ValueError(
             f"{op}: target must be floating point in [0, 1], uint8 (read as / 255) or bool, "
             f"got {values.dtype}"
@@ -149,7 +192,9 @@ def weight(op: str, values: Tensor | None, target_shape: tuple[int, ...], params
     """A weight per pixel of the target, or None."""
     if values is None:
         return
-    if not (values.is_floating_point() or values.dtype == torch.bool):
+    tensor(op, "weight", values)
+    no_gradient(op, "weight", values)
+    if values.dtype not in (*FLOATS, torch.bool):
         raise ValueError(f"{op}: weight must be floating point or bool, got {values.dtype}")
     if tuple(values.shape) != target_shape:
         raise ValueError(f"{op}: weight {tuple(values.shape)} must have shape {target_shape}")

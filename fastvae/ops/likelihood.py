@@ -20,9 +20,10 @@ def pack_bits(pixels: Tensor) -> Tensor:
     Shapes: pixels (T, ...), a pixel counts as 1 when it is not 0; returns (T, ceil(N / 8)) uint8,
     the first pixel in the highest bit, the last byte filled with 0.
     """
+    checks.tensor("pack_bits", "pixels", pixels)
     checks.rows("pack_bits", "pixels", pixels)
     bits = (pixels.flatten(1) != 0).to(torch.uint8)
-    bits = F.pad(bits, (0, -bits.shape[1] % 8)).view(len(bits), -1, 8)
+    bits = F.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
     places = torch.arange(7, -1, -1, device=bits.device, dtype=torch.uint8)
     return (bits << places).sum(dim=2, dtype=torch.uint8)
 
@@ -166,6 +167,8 @@ def as_rows(
     name = "params" if kind == "dlogistic" else "mean" if kind == "gaussian" else "logits"
     checks.floating(op, **{name: params})
     checks.rows(op, name, params)
+    if packed and kind != "bernoulli":
+        raise ValueError(f"{op}: packed targets are for the bernoulli likelihood, not for {kind}")
     shape = _image_shape(op, params, kind, mixtures)
     checks.target(op, shape, target, samples, packed, params)
     checks.weight(op, weight, (shape[0] // samples, *shape[1:]), params)
@@ -215,8 +218,9 @@ def _variance(op: str, logvar: Tensor | float | None, mean: Tensor) -> Tensor:
         checks.floating(op, mean=mean, logvar=value)
         checks.same_shape(op, mean=mean, logvar=value)
         checks.same_place(op, mean=mean, logvar=value)
+        checks.finite_on_cpu(op, "logvar", value)
         return value
     checks.scalar(op, "logvar", value, mean)
     if isinstance(value, Tensor):
-        return value
+        return value.reshape(())
     return torch.full((), value, dtype=widen(mean.new_empty(0)).dtype, device=mean.device)

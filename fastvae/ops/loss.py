@@ -88,10 +88,8 @@ def elbo_loss(
     checks.number(op, "scale", scale)
     if isinstance(beta, Tensor) and beta.requires_grad:
         raise ValueError(f"{op}: beta gets no gradient: pass beta.detach()")
-    if inplace_grad and logits.requires_grad and logits.is_leaf:
-        raise ValueError(f"{op}: inplace_grad would overwrite a leaf that requires a gradient")
-    if inplace_grad and logits.dtype == torch.float16:
-        raise ValueError(f"{op}: inplace_grad is not for float16, whose gradient takes two passes")
+    if inplace_grad:
+        _check_overwritable(op, logits)
     loss, nll = elbo.elbo_loss(
         rows.params,
         rows.second,
@@ -110,6 +108,17 @@ def elbo_loss(
     return ElboOut(loss=loss, nll=nll, kl=kl_row.detach(), values=rows.values)
 
 
+def _check_overwritable(op: str, logits: Tensor) -> None:
+    base = logits if logits._base is None else logits._base
+    if base.requires_grad and base.is_leaf:
+        raise ValueError(f"{op}: inplace_grad would overwrite a leaf that requires a gradient")
+    if logits.dtype == torch.float16:
+        raise ValueError(f"{op}: inplace_grad is not for float16, whose gradient takes two passes")
+    pairs = zip(logits.shape, logits.stride(), strict=True)
+    if any(size > 1 and stride == 0 for size, stride in pairs):
+        raise ValueError(f"{op}: inplace_grad needs logits of their own memory, not expanded ones")
+
+
 def _check_kl(
     op: str, logits: Tensor, kl_row: Tensor, kl_dim: Tensor | None, free_bits: float
 ) -> None:
@@ -120,5 +129,5 @@ def _check_kl(
         checks.floating(op, kl_row=kl_row, kl_dim=kl_dim)
     checks.same_place(op, logits=logits, kl_row=kl_row, kl_dim=kl_dim)
     checks.number(op, "free_bits", free_bits, least=0.0)
-    if free_bits > 0.0 and kl_dim is None:
+    if free_bits > 0.0 and (kl_dim is None or kl_dim.numel() == 0):
         raise ValueError(f"{op}: free_bits = {free_bits} needs kl_dim, the KL of each latent")

@@ -9,9 +9,49 @@ from fastvae.kernels import gaussian, gaussian_op, philox, philox_op
 from fastvae.ops import checks
 
 derive_seed = philox.derive_seed
-philox_words = philox.philox_words
-philox_bernoulli = philox.philox_bernoulli
-philox_normal = philox_op.philox_normal
+
+
+def philox_words(seed: int, ordinal: Tensor, columns: int, *, stream: int = 0) -> Tensor:
+    """Uniform 32-bit words for each (seed, ordinal, column, stream), Philox 4x32-10.
+
+    Shapes: ordinal (R,) int64, 0 or more; returns (R, columns) int64 holding uint32 values.
+    """
+    _check_stream("philox_words", seed, ordinal, columns)
+    return philox.philox_words(seed, ordinal, columns, stream=stream)
+
+
+def philox_normal(seed: int, ordinal: Tensor, columns: int) -> Tensor:
+    """Standard normals for each (seed, ordinal, column): the noise of ``reparam_kl``.
+
+    Shapes: ordinal (R,) int64; returns (R, columns) float32, the same bits on every device.
+    """
+    _check_stream("philox_normal", seed, ordinal, columns)
+    return philox_op.philox_normal(seed, ordinal, columns)
+
+
+def philox_bernoulli(seed: int, ordinal: Tensor, pixels: Tensor) -> Tensor:
+    """Bits with P(1) = pixel / 255 for each (seed, ordinal, pixel), exact in integers.
+
+    Shapes: ordinal (R,) int64; pixels (R, ...) uint8; returns (R, ...) bool.
+    """
+    _check_stream("philox_bernoulli", seed, ordinal, 0)
+    checks.tensor("philox_bernoulli", "pixels", pixels)
+    if pixels.dtype != torch.uint8 or pixels.dim() < 2 or len(pixels) != len(ordinal):
+        raise ValueError(
+            f"philox_bernoulli: pixels must be uint8 ({len(ordinal)}, ...), got "
+            f"{tuple(pixels.shape)} {pixels.dtype}"
+        )
+    return philox.philox_bernoulli(seed, ordinal, pixels)
+
+
+def _check_stream(op: str, seed: int, ordinal: Tensor, columns: int) -> None:
+    checks.count(op, "seed", seed, least=0)
+    checks.count(op, "columns", columns, least=0)
+    checks.tensor(op, "ordinal", ordinal)
+    if ordinal.dtype != torch.int64 or ordinal.dim() != 1:
+        raise ValueError(
+            f"{op}: ordinal must be int64 (R,), got {tuple(ordinal.shape)} {ordinal.dtype}"
+        )
 
 
 def widen(x: Tensor) -> Tensor:
@@ -25,8 +65,8 @@ def rng_state(seed: int, device: torch.device | str = "cpu", counter: int = 0) -
     Row r of a call draws the noise of sample number ``counter + sample_offset + r``. To move on,
     change the counter in place (``rng[1] += n``; inside a CUDA graph every replay then does so).
     """
-    if not 0 <= seed < 2**63 or not 0 <= counter < 2**63:
-        raise ValueError(f"rng_state: seed = {seed}, counter = {counter}: expected 0 <= n < 2^63")
+    checks.count("rng_state", "seed", seed, least=0)
+    checks.count("rng_state", "counter", counter, least=0, below=2**62)
     state = torch.tensor([seed, counter], dtype=torch.int64)
     if torch.device(device).type == "cuda":
         return state.pin_memory().to(device, non_blocking=True)  # without waiting for the GPU
@@ -50,7 +90,8 @@ def reparam_kl(
     any micro-batch split, after any resume. It is not stored for the backward pass on a GPU.
 
     Args:
-        rng: state from ``rng_state``.
+        rng: state from ``rng_state``; must stay as it is until the backward pass, which draws the
+            same noise again on a GPU.
         sample_offset: added to the state's counter: the number of row 0 among its samples.
         out_dtype: dtype of z; None gives float32 (float64 for float64 inputs).
         log_std: the second argument is the log of the standard deviation, not of the variance.
@@ -123,11 +164,11 @@ def _sample_kl(
     mean, scale, *prior = tensors.values()
     checks.rows(op, next(iter(tensors)), mean)
     checks.rng(op, rng, mean.device)
-    checks.count(op, "sample_offset", sample_offset, least=0)
+    checks.count(op, "sample_offset", sample_offset, least=0, below=2**62)
     if out_dtype is None:
         out_dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
-    elif not out_dtype.is_floating_point:
-        raise ValueError(f"{op}: out_dtype must be floating point, got {out_dtype}")
+    else:
+        checks.float_dtype(op, "out_dtype", out_dtype)
     bounds = (
         *checks.interval(op, "clamp_mean", clamp_mean),
         *checks.interval(op, "clamp_scale", clamp_scale),

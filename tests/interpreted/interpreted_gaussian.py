@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gaussian_cases import FLAGS, FLOOR, Case, assert_as_precise, make_case
 from torch import Tensor
 
+from fastvae import ops
 from fastvae.kernels import gaussian, gaussian_op, gaussian_triton, philox, philox_op, philox_triton
 
 if os.environ.get("TRITON_INTERPRET") != "1" or os.environ.get("FASTVAE_OPS") != "triton":
@@ -246,3 +247,25 @@ def test_op_boundary() -> None:
 
     expected = case.backward(run(case))
     assert all(map(torch.equal, case.backward(compiled(*case.given)), expected))
+
+
+def test_lanes_beyond_the_last_latent_do_not_count() -> None:
+    """With a clamp that excludes 0, what a masked load returns has a KL of its own."""
+    mean, logvar = torch.randn(3, 21), torch.randn(3, 21)
+    bounds = {"clamp_mean": (2.0, 3.0), "clamp_scale": (-7.0, -1.0)}
+    _, kl_row, kl_dim = ops.reparam_kl(mean, logvar, ops.rng_state(0), **bounds)
+    kl = ops.kl_standard_normal(mean.clamp(2.0, 3.0), logvar.clamp(-7.0, -1.0))
+    torch.testing.assert_close(kl_row, kl.sum(dim=1))
+    torch.testing.assert_close(kl_dim, kl.sum(dim=0))
+
+
+def test_a_huge_variance_without_kl_has_a_gradient() -> None:
+    for prior in (False, True):
+        inputs = [torch.full((2, 5), v, requires_grad=True) for v in (0.0, 100.0, 0.0, 0.0)]
+        rng = ops.rng_state(0)
+        if prior:
+            z, _, _ = ops.gaussian_sample_kl(*inputs, rng)
+        else:
+            z, _, _ = ops.reparam_kl(*inputs[:2], rng)
+        z.sum().backward()
+        assert all(torch.isfinite(x.grad).all() for x in inputs[: 4 if prior else 2])

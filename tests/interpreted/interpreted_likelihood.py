@@ -17,6 +17,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from likelihood_cases import FLOOR, KINDS, VARIANTS, Case, assert_as_precise, make_case, name_of
 
+from fastvae import ops
 from fastvae.kernels import elbo, launch, likelihood, likelihood_op, likelihood_triton
 
 if os.environ.get("TRITON_INTERPRET") != "1" or os.environ.get("FASTVAE_OPS") != "triton":
@@ -231,3 +232,45 @@ def test_wide_rows_have_several_programs() -> None:
     """What test_widths relies on."""
     assert launch.LAUNCH["pixel"].tile(12288)[0] < 12288
     assert launch.LAUNCH["dlogistic"].tile(785)[0] < 785
+
+
+def test_what_was_overwritten_cannot_be_used_for_a_backward_pass() -> None:
+    """tanh keeps its output for its gradient; the loss has put another number there."""
+    leaf = torch.zeros(2, 20, requires_grad=True)
+    target, kl = torch.zeros(2, 20), torch.zeros(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ops.elbo_loss(leaf.tanh(), target, kl, inplace_grad=True).loss.backward()
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_in_place_gradients_of_transposed_logits(factor: float) -> None:
+    target, kl = torch.rand(4, 33), torch.zeros(4)
+    leaf = torch.randn(4, 33, requires_grad=True)
+    transposed = leaf.t().contiguous().t() * 1.0
+    (factor * ops.elbo_loss(transposed, target, kl, inplace_grad=True).loss).backward()
+    expected = factor * (leaf.detach().sigmoid() - target) / 4
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_with_strides_of_their_own(packed: bool) -> None:
+    logits, bits = torch.randn(3, 40), torch.rand(3, 40) > 0.5
+    weight = torch.rand(3, 100)[:, :40]
+    target = ops.pack_bits(bits) if packed else bits.float()
+    got = ops.bernoulli_nll(logits, target, weight=weight, packed=packed)
+    element = torch.nn.functional.softplus(logits) - logits * bits
+    torch.testing.assert_close(got, (element * weight).sum(dim=1))
+    levels = torch.randint(0, 256, (3, 40), dtype=torch.uint8)
+    params = torch.randn(3, 80)
+    strided = ops.dlogistic_nll(params, levels, weight=weight)
+    torch.testing.assert_close(
+        strided, ops.dlogistic_nll(params, levels, weight=weight.contiguous())
+    )
+
+
+@pytest.mark.parametrize("n_mix", [1, 2])
+def test_a_nan_target_gives_a_nan(n_mix: int) -> None:
+    target = torch.rand(2, 5)
+    target[1, 3] = torch.nan
+    nll = ops.dlogistic_nll(torch.randn(2, 5 * (2 if n_mix == 1 else 6)), target, n_mix=n_mix)
+    assert nll.isnan().tolist() == [False, True]
