@@ -37,6 +37,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gate_widths import Widths
+
 RECORD = Path(__file__).with_suffix(".json")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 TOLERANCE = 0.10
@@ -81,15 +83,6 @@ class Figures:
     spills: int = 0
     stack: int = 0
     atomics: int = 0
-
-
-@dataclass(frozen=True)
-class Widths:
-    """What a case demands: bytes of an access of a tile (0: anything), elements of a thread."""
-
-    loads: int
-    stores: int
-    elements: int
 
 
 def parse_sass(code: str, usage: str) -> Figures:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.compile_gate import Widths
+from benchmarks.gate_widths import Widths
 from fastvae.kernels import gather_triton, gaussian_triton, likelihood_triton, philox_triton
 from fastvae.kernels.launch import LAUNCH
 

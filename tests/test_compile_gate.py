@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from benchmarks import compile_gate
-from benchmarks.compile_gate import Figures, Widths
+from benchmarks.compile_gate import Figures
+from benchmarks.gate_widths import Widths
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = Figures(registers=40, instructions=500, loads={4: 1, 16: 8}, stores={4: 1, 16: 4})
