@@ -159,14 +159,14 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
             if done % config.log.every == 0 or at_end:
                 shown = log_training(t, log, done, values, watch, done - logged)
                 logged = done
+            pause = time.perf_counter()
             if done % eval_every == 0 or at_end:
                 validate(t, log, store, done, values, begin)
-                watch.start()
             elif config.checkpoint.every and done % config.checkpoint.every == 0:
                 save(t, store, done, best=False)
             if at_end or (image_every and done % image_every == 0):
                 draw(t, log, folder, done)
-                watch.start()
+            watch.skip(pause)
             log.advance(shown)
             if signal.agreed() and not at_end:
                 save(t, store, done, best=False)

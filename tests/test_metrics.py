@@ -211,7 +211,8 @@ def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.read(images=80) == {"images_per_s": 20.0, "data_wait": 0.25}
     now[0] = 106.0
     assert watch.read(images=10) == {"images_per_s": 5.0, "data_wait": 0.0}
-    now[0] = 200.0
-    watch.start()
-    now[0] = 201.0
-    assert watch.read(images=3)["images_per_s"] == 3.0
+    now[0] = 107.0
+    pause, now[0] = now[0], 200.0
+    watch.skip(pause)  # a validation between two steps of the same interval
+    now[0] = 202.0
+    assert watch.read(images=6)["images_per_s"] == 2.0

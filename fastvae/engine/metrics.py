@@ -138,6 +138,10 @@ class Stopwatch:
         self._begin = time.perf_counter()
         self._data = 0.0
 
+    def skip(self, since: float) -> None:
+        """Leave out the time from ``since`` (perf_counter, seconds) to now."""
+        self._begin += time.perf_counter() - since
+
     def data(self, since: float) -> None:
         """Count the time from ``since`` (perf_counter, seconds) to now as waiting for data."""
         self._data += time.perf_counter() - since
