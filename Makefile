@@ -46,7 +46,7 @@ train: $(STAMP) ## train the digits preset and say where the results are
 test: $(STAMP) ## run the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: $(STAMP) ## measure speed side by side (CPU time, or CUDA events; takes some minutes)
+bench: $(STAMP) ## measure speed side by side (CPU time; on a GPU the tables: CUDA events)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BENCH) --benchmark-only \
 		--benchmark-timer=$$($(BIN)/python -c 'import torch; \
 		print("time.perf_counter" if torch.cuda.is_available() else "time.process_time")') \

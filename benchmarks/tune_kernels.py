@@ -1,7 +1,7 @@
 """Time launch parameters on this GPU and rewrite kernels/launch_table.py.
 
     python -m benchmarks.tune_kernels                    # every row; some minutes
-    python -m benchmarks.tune_kernels --rows pixel rescale --table /tmp/table.py
+    python -m benchmarks.tune_kernels --rows pixel rescale --table other_table.py
 
 For each row of the table, candidates are timed over the shapes of five systems, from MNIST to
 512 x 512 images, with CUDA events, from a cold L2 cache, one after another in each round so that
