@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import likelihood_op
+from fastvae.kernels.rows import widen
 
 
 def elbo_loss(
@@ -81,12 +82,8 @@ def _per_row(scale: float, rows: Tensor) -> float:
 def _kl_term(kl_row: Tensor, kl_dim: Tensor, free_bits: float) -> Tensor:
     """K of the module's formula, in float32 or float64."""
     if free_bits > 0.0:
-        return _wide(kl_dim).clamp_min(free_bits * kl_row.shape[0]).sum()
-    return _wide(kl_row).sum()
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+        return widen(kl_dim).clamp_min(free_bits * kl_row.shape[0]).sum()
+    return widen(kl_row).sum()
 
 
 def _times(beta: Tensor | float, per_row: float, kl: Tensor) -> Tensor | float:
@@ -151,7 +148,7 @@ class _ElboLoss(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             by_second = likelihood_op.gradient_of_second(grad_second, second)
         if ctx.free_bits > 0.0:
-            kept = _wide(kl_dim) >= ctx.free_bits * kl_row.shape[0]
+            kept = widen(kl_dim) >= ctx.free_bits * kl_row.shape[0]
             by_dim = (kept * factor).to(kl_dim.dtype)
         else:
             by_row = factor.to(kl_row.dtype).expand(kl_row.shape)

@@ -22,6 +22,7 @@ eager and fused forms agree bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -51,12 +52,13 @@ def allocate(images: Tensor, rows: int, dtype: torch.dtype, channels_last: bool)
     return images.new_empty((rows, channels, height, width), dtype=dtype)
 
 
-def _all_inside(images: Tensor, indices: Tensor) -> bool:
-    """Known to be so, which is known only where looking costs no waiting."""
-    if images.device.type != "cpu" or torch.compiler.is_compiling() or not len(indices):
-        return False
-    low, high = indices.aminmax()
-    return bool(low >= 0) and bool(high < len(images))
+def _select(images: Tensor, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Pixels (B, C, H, W), and which indices (B,) are inside the data set; None where all are."""
+    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+        with contextlib.suppress(IndexError):  # it looks by itself; on a GPU that would wait
+            return images.index_select(0, indices), None
+    inside = (indices >= 0) & (indices < len(images))
+    return images[indices.clamp(0, len(images) - 1)], inside
 
 
 def gather_normalize(
@@ -80,14 +82,9 @@ def gather_normalize(
     Shapes: images (N, C, H, W) uint8 of any strides; indices, keys (B,) int64; mean, std (C,)
         float32, each optional; rng (2,) int64. Returns (B, C, H, W) in ``dtype``.
     """
-    inside = None
-    if _all_inside(images, indices):
-        pixels = images.index_select(0, indices)
-    elif images.numel() == 0:
+    if images.numel() == 0:
         return allocate(images, len(indices), dtype, channels_last).fill_(math.nan)
-    else:
-        inside = (indices >= 0) & (indices < len(images))
-        pixels = images[indices.clamp(0, len(images) - 1)]
+    pixels, inside = _select(images, indices)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     if binarize == "threshold":

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import philox
+from fastvae.kernels.rows import widen
 
 NO_CLAMP = (-math.inf, math.inf, -math.inf, math.inf)
 
@@ -113,7 +114,7 @@ def sample_kl(
     if mean_p is None or scale_p is None:
         twice = std * std + mean * mean - 1.0 - logvar
     else:
-        difference, logvar_p = mean - _widen(mean_p), _logvar(scale_p, log_std)
+        difference, logvar_p = mean - widen(mean_p), _logvar(scale_p, log_std)
         log_ratio = logvar - logvar_p
         squared = difference * difference * (-logvar_p).exp()
         twice = log_ratio.exp() + squared - 1.0 - log_ratio
@@ -154,13 +155,13 @@ def sample_kl_backward(
     elif mean_p is None or scale_p is None:
         g_mean, g_scale = c * mean, c * ((2.0 * half * scale).exp() - 1.0)
     else:
-        logvar_p, difference = _logvar(scale_p, log_std), mean - _widen(mean_p)
+        logvar_p, difference = _logvar(scale_p, log_std), mean - widen(mean_p)
         g_mean = c * difference * (-logvar_p).exp()
         g_scale = c * ((2.0 * half * scale - logvar_p).exp() - 1.0)
         g_scale_p = -half * (g_scale + g_mean * difference)
         gradients = [_as(mean_p, -g_mean), _as(scale_p, g_scale_p)]
     if grad_z is not None:
-        g = _widen(grad_z)
+        g = widen(grad_z)
         g_mean = g_mean + g
         g_scale = g_scale + g * noise * (half * scale).exp()
     g_mean = _unclamped(g_mean, mean_q, clamp[0], clamp[1])
@@ -168,16 +169,12 @@ def sample_kl_backward(
     return [_as(mean_q, g_mean), _as(scale_q, g_scale), *gradients]
 
 
-def _widen(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _as(x: Tensor, gradient: Tensor) -> Tensor:
     return gradient.to(x.dtype).contiguous()
 
 
 def _logvar(scale: Tensor, log_std: bool) -> Tensor:
-    return 2.0 * _widen(scale) if log_std else _widen(scale)
+    return 2.0 * widen(scale) if log_std else widen(scale)
 
 
 def _noise(rng: Tensor, sample_offset: int, rows: int, columns: int) -> Tensor:
@@ -189,7 +186,7 @@ def _noise(rng: Tensor, sample_offset: int, rows: int, columns: int) -> Tensor:
 
 
 def _clamped(mean: Tensor, scale: Tensor, clamp: Sequence[float]) -> tuple[Tensor, Tensor]:
-    mean, scale = _widen(mean), _widen(scale)
+    mean, scale = widen(mean), widen(scale)
     if tuple(clamp) == NO_CLAMP:
         return mean, scale
     return mean.clamp(clamp[0], clamp[1]), scale.clamp(clamp[2], clamp[3])
@@ -199,7 +196,7 @@ def _unclamped(gradient: Tensor, x: Tensor, low: float, high: float) -> Tensor:
     """The gradient where ``x`` is within its bounds, at the bounds too; zero elsewhere."""
     if low == -math.inf and high == math.inf:
         return gradient
-    wide = _widen(x)  # bounds are rounded to the precision of the computation, not to that of x
+    wide = widen(x)  # bounds are rounded to the precision of the computation, not to that of x
     return torch.where((wide >= low) & (wide <= high), gradient, 0.0)
 
 

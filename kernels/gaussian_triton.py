@@ -20,6 +20,7 @@ from torch import Tensor
 from fastvae.kernels.gaussian import NO_CLAMP
 from fastvae.kernels.launch import LAUNCH
 from fastvae.kernels.philox_triton import normal_tile
+from fastvae.kernels.rows import add_parts, inner_one, row_stride
 
 
 @triton.jit
@@ -210,7 +211,7 @@ def sample_kl(
     if z.numel() == 0:
         sums = [mean_q.new_zeros((n,), dtype=torch.float32) for n in (rows, latents)]
         return z, sums[0], sums[1], noise
-    inputs = [_inner_one(x) for x in (mean_q, scale_q, mean_p, scale_p)]
+    inputs = [inner_one(x) for x in (mean_q, scale_q, mean_p, scale_p)]
     launch = LAUNCH["sample_kl"]
     block, height = launch.tile(latents)
     grid = (triton.cdiv(rows, height), triton.cdiv(latents, block))
@@ -223,7 +224,7 @@ def sample_kl(
             z,
             row_part,
             dim_part,
-            *map(_row_stride, inputs),
+            *map(row_stride, inputs),
             sample_offset,
             rows,
             latents,
@@ -236,7 +237,7 @@ def sample_kl(
             num_warps=launch.warps,
             enable_fp_fusion=False,
         )
-    return z, _add_parts(row_part, 1), _add_parts(dim_part, 0), noise
+    return z, add_parts(row_part, 1), add_parts(dim_part, 0), noise
 
 
 def sample_kl_backward(
@@ -259,8 +260,8 @@ def sample_kl_backward(
     gradients = [x for x in outputs if x is not None]
     if mean_q.numel() == 0:
         return gradients
-    inputs = [_inner_one(x) for x in (mean_q, scale_q, mean_p, scale_p)]
-    grad_z = _inner_one(grad_z)
+    inputs = [inner_one(x) for x in (mean_q, scale_q, mean_p, scale_p)]
+    grad_z = inner_one(grad_z)
     launch = LAUNCH["sample_kl_backward"]
     block, height = launch.tile(latents)
     with torch.cuda.device_of(mean_q):
@@ -271,7 +272,7 @@ def sample_kl_backward(
             *inputs,
             rng,
             *outputs,
-            *map(_row_stride, (grad_z, grad_row, grad_dim, *inputs)),
+            *map(row_stride, (grad_z, grad_row, grad_dim, *inputs)),
             sample_offset,
             rows,
             latents,
@@ -288,17 +289,3 @@ def sample_kl_backward(
             enable_fp_fusion=False,
         )
     return gradients
-
-
-def _inner_one(x: Tensor | None) -> Tensor | None:
-    """``x`` with its columns next to one another; its rows may lie apart."""
-    return x if x is None or x.stride(1) == 1 else x.contiguous()
-
-
-def _row_stride(x: Tensor | None) -> int:
-    return 0 if x is None else x.stride(0)
-
-
-def _add_parts(parts: Tensor, dim: int) -> Tensor:
-    """Add up partial sums, in a fixed order."""
-    return parts.squeeze(dim) if parts.shape[dim] == 1 else parts.sum(dim=dim)

@@ -41,6 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvae.kernels import dlogistic
+from fastvae.kernels.rows import wide_dtype
 
 KINDS = ("bernoulli", "continuous_bernoulli", "gaussian", "dlogistic")
 LOG_2_PI = math.log(2.0 * math.pi)
@@ -162,11 +163,6 @@ def parts(kind: str, mixtures: int) -> int:
     return dlogistic.parts(mixtures) if kind == "dlogistic" else 1
 
 
-def widened(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of computation: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def unpack_bits(packed: Tensor, columns: int) -> Tensor:
     """Undo ``numpy.packbits(axis=1)``: (T, ceil(columns / 8)) uint8 to (T, columns) of 0 and 1."""
     shifts = torch.arange(7, -1, -1, device=packed.device, dtype=torch.uint8)
@@ -192,7 +188,7 @@ def _pixels(
     packed: bool,
     mixtures: int,
 ) -> _Pixels:
-    dtype = widened(params.dtype)
+    dtype = wide_dtype(params.dtype)
     count = parts(kind, mixtures)
     columns = params.shape[1] // count
     if kind == "dlogistic":
@@ -292,7 +288,7 @@ def pixel_nll_backward(
         row, (R,) float32 or float64; (0,) where there is none.
     """
     pixels = _pixels(params, second, target, weight, kind, samples_per_target, packed, mixtures)
-    factor = _per_row(grad_row.to(widened(params.dtype)), target, samples_per_target)
+    factor = _per_row(grad_row.to(wide_dtype(params.dtype)), target, samples_per_target)
     terms = _TERMS[kind](pixels.x, pixels.second, pixels.target, False, True)
     return _gradients(terms, pixels.weight, factor, params, second)
 

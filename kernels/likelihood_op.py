@@ -14,6 +14,7 @@ from torch import Tensor
 from fastvae.kernels import likelihood, paths
 from fastvae.kernels.library import inlined, register
 from fastvae.kernels.once import once_differentiable
+from fastvae.kernels.rows import wide_dtype
 
 _INPUTS = (
     "Tensor? second, Tensor target, Tensor? weight, str kind, SymInt samples_per_target, "
@@ -56,7 +57,7 @@ def _run_grad(params: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _visible_grad(params: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     scale = inputs[-1]
     if torch.compiler.is_compiling():  # which likes a number per row
-        scale = params.new_full(params.shape[:1], scale, dtype=likelihood.widened(params.dtype))
+        scale = params.new_full(params.shape[:1], scale, dtype=wide_dtype(params.dtype))
     results: tuple[Tensor, Tensor, Tensor] = _GRAD.eager(params, *inputs[:-1], scale)
     return results
 
@@ -78,11 +79,11 @@ def _run_rescale(grad: Tensor, factor: Tensor) -> None:
 
 
 def _fake_nll(params: Tensor, *_inputs: Any) -> Tensor:
-    return params.new_empty((params.shape[0],), dtype=likelihood.widened(params.dtype))
+    return params.new_empty((params.shape[0],), dtype=wide_dtype(params.dtype))
 
 
 def _fake_second(params: Tensor, second: Tensor | None) -> Tensor:
-    dtype = likelihood.widened(params.dtype)
+    dtype = wide_dtype(params.dtype)
     if second is None:
         return params.new_empty((0,), dtype=dtype)
     if second.dim() < 2:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastvae.kernels import dlogistic_triton, likelihood
 from fastvae.kernels.launch import LAUNCH
+from fastvae.kernels.rows import add_parts, inner_one, row_stride
 
 _LOG_2_PI = tl.constexpr(likelihood.LOG_2_PI)
 
@@ -199,7 +200,7 @@ def _run(
     if rows * columns == 0:
         sums = grad_second.sum(dim=1) if kind_of_second == "scalar" else grad_second
         return nll.sum(dim=1), sums
-    matrices = [_inner_one(x) for x in (params, second, target, weight)]
+    matrices = [_as_bytes(inner_one(x)) for x in (params, second, target, weight)]
     tensors: dict[str, Any] = {
         "params_ptr": matrices[0],
         "target_ptr": matrices[2],
@@ -209,11 +210,11 @@ def _run(
         "grad_ptr": grad,
     }
     sizes: dict[str, Any] = {
-        "params_stride": _row_stride(matrices[0]),
-        "target_stride": _row_stride(matrices[2]),
-        "weight_stride": _row_stride(matrices[3]),
-        "grad_row_stride": _row_stride(grad_row),
-        "grad_stride": _row_stride(grad),
+        "params_stride": row_stride(matrices[0]),
+        "target_stride": row_stride(matrices[2]),
+        "weight_stride": row_stride(matrices[3]),
+        "grad_row_stride": row_stride(grad_row),
+        "grad_stride": row_stride(grad),
         "scale": scale,
         "samples": samples,
         "rows": rows,
@@ -239,14 +240,14 @@ def _run(
                 **sizes,
                 **flags,
                 second_ptr=matrices[1],
-                second_stride=_row_stride(matrices[1]),
+                second_stride=row_stride(matrices[1]),
                 grad_second_ptr=grad_second,
                 KIND=kind,
                 SECOND=kind_of_second,
             )
     if kind_of_second == "scalar":
-        grad_second = _add_parts(grad_second)
-    return _add_parts(nll), grad_second
+        grad_second = add_parts(grad_second, 1)
+    return add_parts(nll, 1), grad_second
 
 
 def _second(
@@ -274,22 +275,9 @@ def _kind_of_target(target: Tensor, packed: bool) -> str:
     return "level" if target.dtype == torch.uint8 else "float"
 
 
-def _inner_one(x: Tensor | None) -> Tensor | None:
-    """``x`` with its columns next to one another, rows may lie apart; bool as uint8."""
-    if x is None:
-        return None
-    if x.dim() == 2 and x.stride(1) != 1:
-        x = x.contiguous()
-    return x.view(torch.uint8) if x.dtype == torch.bool else x
-
-
-def _row_stride(x: Tensor | None) -> int:
-    return 0 if x is None or x.dim() == 0 else x.stride(0)
-
-
-def _add_parts(parts: Tensor) -> Tensor:
-    """Add up partial sums, in a fixed order."""
-    return parts.squeeze(1) if parts.shape[1] == 1 else parts.sum(dim=1)
+def _as_bytes(x: Tensor | None) -> Tensor | None:
+    """bool as uint8, which Triton reads; the rest as it is."""
+    return x if x is None or x.dtype != torch.bool else x.view(torch.uint8)
 
 
 def pixel_nll(

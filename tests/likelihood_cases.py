@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import dlogistic, likelihood
+from fastvae.kernels.rows import widen
 
 FLOOR = {torch.float32: 1e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 KINDS = ("bernoulli", "continuous_bernoulli", "gaussian", "dlogistic")
@@ -82,7 +83,7 @@ class Case:
 
     def reference(self) -> Tensor:
         """nll by the plain references, in the dtype of the parameters."""
-        params = likelihood_dtype(self.params)
+        params = widen(self.params)
         count = likelihood.parts(self.kind, self.mixtures)
         columns = params.shape[1] // count
         target = self.target
@@ -104,7 +105,7 @@ class Case:
             pixels, target = params.reshape(-1, 1), target.reshape(-1, 1)
             if self.kind == "gaussian":
                 assert self.second is not None
-                logvar = likelihood_dtype(self.second)
+                logvar = widen(self.second)
                 logvar = logvar.reshape(-1, 1) if logvar.dim() == 2 else logvar
                 element = likelihood.gaussian_nll(pixels, logvar, target)
             elif self.kind == "bernoulli":
@@ -112,10 +113,6 @@ class Case:
             else:
                 element = likelihood.continuous_bernoulli_nll(pixels, target)
         return (element.reshape(-1, columns) * weight).sum(dim=1)
-
-
-def likelihood_dtype(x: Tensor) -> Tensor:
-    return x.to(likelihood.widened(x.dtype))
 
 
 def make_case(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import gaussian, gaussian_op, philox, philox_op
+from fastvae.kernels.rows import widen as widen
 from fastvae.ops import checks
 
 derive_seed = philox.derive_seed
@@ -52,11 +53,6 @@ def _check_stream(op: str, seed: int, ordinal: Tensor, columns: int) -> None:
         raise ValueError(
             f"{op}: ordinal must be int64 (R,), got {tuple(ordinal.shape)} {ordinal.dtype}"
         )
-
-
-def widen(x: Tensor) -> Tensor:
-    """Return ``x`` in float32, or unchanged when it is float64 (the precision of tests)."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def rng_state(seed: int, device: torch.device | str = "cpu", counter: int = 0) -> Tensor:
