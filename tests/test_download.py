@@ -17,7 +17,9 @@ import pytest
 from tqdm import tqdm
 
 from fastvae.data_tools import cli, download
-from fastvae.data_tools.download import AllMirrorsFailed, DataSet, RemoteFile, fetch
+from fastvae.data_tools import fetch as fetching
+from fastvae.data_tools.download import DataSet
+from fastvae.data_tools.fetch import AllMirrorsFailed, RemoteFile, fetch
 
 REPO = Path(__file__).resolve().parents[1]
 BODY = bytes(range(256)) * 40
@@ -323,8 +325,8 @@ def test_ctrl_c_keeps_the_part(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "BLOCK_BYTES", 1000)
-        patch.setattr(download, "tqdm", PressesCtrlC)
+        patch.setattr(fetching, "BLOCK_BYTES", 1000)
+        patch.setattr(fetching, "tqdm", PressesCtrlC)
         assert cli.main(["download", "mnist", "--root", str(tmp_path)]) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert "run the same command again to resume" in line
