@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.gate_widths import Widths
-from fastvae.kernels import gather_triton, gaussian_triton, likelihood_triton, philox_triton
-from fastvae.kernels.launch import LAUNCH
+from fastvae.kernels import (
+    gather_triton,
+    gaussian_triton,
+    likelihood_triton,
+    philox_triton,
+    raster_triton,
+)
+from fastvae.kernels.launch import LAUNCH, Launch
 
 FP32, BF16, FP16, U8 = torch.float32, torch.bfloat16, torch.float16, torch.uint8
 
@@ -25,7 +31,7 @@ class Case:
     """One call of a launcher.
 
     Attributes:
-        row: the row of the launch table that it follows.
+        row: the row of the launch table that it follows, or its parameters.
         loads, stores: dtype of the widest tensors that it reads and writes in tiles; None where
             neighbours in a tile are not neighbours in memory, or not aligned.
         quick: part of the short selection that the test suite compiles.
@@ -33,7 +39,7 @@ class Case:
     """
 
     launch: Callable[[], Any]
-    row: str
+    row: str | Launch
     loads: torch.dtype | None = FP32
     stores: torch.dtype | None = FP32
     quick: bool = False
@@ -41,7 +47,7 @@ class Case:
 
     def widths(self, warp: int) -> Widths:
         """How wide accesses should be where a warp has ``warp`` threads."""
-        launch = LAUNCH[self.row]
+        launch = self.row if isinstance(self.row, Launch) else LAUNCH[self.row]
         elements = launch.elements // (launch.warps * warp)
         loads, stores = (
             0 if dtype is None else min(16, elements * dtype.itemsize)
@@ -53,7 +59,7 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-def _add(name: str, launch: Callable[[], Any], row: str, **options: Any) -> None:
+def _add(name: str, launch: Callable[[], Any], row: str | Launch, **options: Any) -> None:
     if name in CASES:
         raise ValueError(f"two cases named {name}")
     CASES[name] = Case(launch, row, **options)
@@ -288,8 +294,48 @@ def _rescale_cases() -> None:
         _add(f"rescale_{_short(dtype)}", launch, "rescale", quick=dtype == FP32, **widths)
 
 
+def _raster_cases() -> None:
+    def add(
+        name: str,
+        side: int,
+        cut: bool = True,
+        affine: bool = False,
+        line_width: float = 16.0,
+        over: bool = True,
+        **options: Any,
+    ) -> None:
+        order = torch.zeros(8, dtype=torch.int64)
+
+        def launch() -> Tensor:
+            return raster_triton.rasterize(
+                torch.empty(64, 2, dtype=U8),
+                torch.empty(8, dtype=U8),
+                torch.zeros(9, dtype=torch.int64),
+                order,
+                order if cut else None,
+                torch.zeros(8, 2, 3) if affine else None,
+                side,
+                line_width,
+                16.0,
+                over,
+            )
+
+        # Points are read one at a time, by all threads alike.
+        widths = {"loads": None, "stores": U8 if side % 16 == 0 else None}
+        _add(f"raster_{name}", launch, raster_triton.TILE, **(widths | options))
+
+    add("28", 28, cut=False)
+    add("28_pair", 28)
+    add("64", 64, cut=False)
+    add("64_pair", 64, quick=True)
+    add("64_pair_affine", 64, affine=True)
+    add("64_pair_affine_thin", 64, affine=True, line_width=4.0)
+    add("64_pair_max", 64, over=False)
+
+
 _noise_cases()
 _gather_cases()
+_raster_cases()
 _gaussian_cases()
 _likelihood_cases()
 _dlogistic_cases()

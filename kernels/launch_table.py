@@ -4,6 +4,15 @@ Written by ``python -m benchmarks.tune_kernels`` on a GPU; until that has run, t
 rule a row follows.
 """
 
+# Apart from TABLE, whose rows the tuning script times over shapes of networks. Columns of a tile
+# are ``block``, its rows ``elements / block``.
+RASTER: dict[str, int | str] = {
+    "elements": 512,
+    "block": 32,
+    "warps": 1,
+    "why": "rule: every warp repeats the scalar work of a segment, 16 pixels per thread carry it",
+}
+
 TABLE: dict[str, dict[str, int | str]] = {
     "normal": {
         "elements": 1024,

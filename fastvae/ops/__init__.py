@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from fastvae.kernels.paths import choose as choose_path
 from fastvae.kernels.paths import prefer
+from fastvae.kernels.strokes_device import DeviceStrokes
 from fastvae.ops.batch import gather_normalize
 from fastvae.ops.likelihood import (
     bernoulli_nll,
@@ -36,9 +37,11 @@ from fastvae.ops.posterior import (
     rng_state,
     widen,
 )
+from fastvae.ops.strokes import rasterize_strokes
 
 __all__ = [
     "LIKELIHOODS",
+    "DeviceStrokes",
     "ElboOut",
     "bernoulli_nll",
     "choose_path",
@@ -56,6 +59,7 @@ __all__ = [
     "philox_normal",
     "philox_words",
     "prefer",
+    "rasterize_strokes",
     "reparam_kl",
     "reparameterize",
     "rng_state",
