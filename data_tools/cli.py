@@ -28,6 +28,12 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "download": Command("fastvae.data_tools.download", "fetch the original files of a data set"),
+    "doodles": Command(
+        "fastvae.data_tools.doodles", "generate sketches as ndjson, to try things on"
+    ),
+    "quickdraw": Command("fastvae.data_tools.quickdraw", "pack drawings as strokes, for training"),
+    "inspect": Command("fastvae.data_tools.inspect", "count and verify packed or raw drawings"),
+    "preview": Command("fastvae.data_tools.preview", "draw a contact sheet of drawings"),
 }
 
 

@@ -84,9 +84,11 @@ class DataConfig:
     """Where images come from and what is done to them."""
 
     dataset: str = "digits"
-    """digits (scikit-learn's 8x8 handwritten digits, no files needed) or mnist (idx files)."""
+    """digits (scikit-learn's 8x8 digits), mnist (idx files), strokes (drawings packed by
+    `fastvae-data quickdraw`), doodles (generated sketches) or bitmaps (Quick, Draw!'s 28x28 .npy
+    files); digits and doodles need no files."""
     root: str = "data/mnist"
-    """Folder of the data files (not used by digits)."""
+    """Folder of the data files (not used by digits and doodles)."""
     binarize: Literal["none", "threshold", "static", "dynamic"] = "none"
     """none: grey values are Bernoulli means; threshold: 1 where pixel/255 > data.threshold; static:
     pixels drawn once as Bernoulli(pixel/255); dynamic: drawn anew each epoch (validation and test
@@ -100,7 +102,8 @@ class DataConfig:
     tail: Literal["drop", "wrap"] = "drop"
     """Last images of an epoch that do not fill a batch: drop them, or wrap round to the start."""
     resident: Literal["auto", "ram", "device"] = "auto"
-    """Where the uint8 images live: ram, the training device, or auto (device when they fit)."""
+    """Where the data (uint8 images, strokes) live: ram, the training device, or auto (device when
+    they fit)."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.threshold < 1, "data.threshold", self.threshold, "0 <= threshold < 1")
@@ -109,6 +112,58 @@ class DataConfig:
             _require(0.0 < value < 1.0, f"data.{name}", value, "a share between 0 and 1")
         total = self.val_fraction + self.test_fraction
         _require(total < 1.0, "data.val_fraction + data.test_fraction", total, "less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrokesConfig:
+    """How drawings become images (data sets strokes and doodles). The images have the size of
+    model.image_shape and are made anew for every batch; nothing is stored as pixels."""
+
+    raster: Literal["fast", "exact", "binary"] = "fast"
+    """fast: anti-aliased, on the CPU or on a GPU; exact: what Quick, Draw!'s own bitmaps show, on
+    the CPU; binary: lines of 3 black-or-white pixels, on the CPU."""
+    line_width: float = 16.0
+    """Width of a line, in units of the drawings (they are 256 wide)."""
+    padding: float = 16.0
+    """Room around a drawing besides half a line, in the same units."""
+    categories: tuple[str, ...] = ()
+    """Train on these categories only (exact names; empty = all that are there)."""
+    partial: Literal["none", "strokes", "points", "time", "box"] = "none"
+    """The condition of conditional models: none; the first strokes, points, or share of the time of
+    the drawing; or all but a box. A fresh cut for each drawing and epoch, fixed for evaluation."""
+    shown: tuple[float, float] = (0.0, 1.0)
+    """Range of the share that a partial drawing shows (at least one stroke or point)."""
+    rotate: float = 0.0
+    """Training images are turned by up to this many degrees, either way, before rasterization."""
+    scale: float = 0.0
+    """Each axis is stretched or shrunk by up to this share (0.1 = exp(-0.1) to exp(0.1))."""
+    shear: float = 0.0
+    """Slanted by up to this share of the height."""
+    shift: float = 0.0
+    """Moved by up to this many units along each axis."""
+    doodles: int = 12000
+    """Number of drawings in the generated data set doodles."""
+
+    def __post_init__(self) -> None:
+        width_ok = 0.0 < self.line_width <= 512.0
+        _require(width_ok, "strokes.line_width", self.line_width, "more than 0, at most 512")
+        _require(0.0 <= self.padding <= 512.0, "strokes.padding", self.padding, "0 to 512")
+        low, high = self.shown
+        _require(0.0 <= low <= high <= 1.0, "strokes.shown", self.shown, "0 <= low <= high <= 1")
+        for name, most in (("rotate", 180.0), ("scale", 2.0), ("shear", 2.0), ("shift", 256.0)):
+            value = getattr(self, name)
+            _require(0.0 <= value <= most, f"strokes.{name}", value, f"0 to {most:g}")
+        _require(self.doodles >= 100, "strokes.doodles", self.doodles, "100 or more")
+        if self.raster == "binary" and (self.jittered or self.line_width != 16.0):
+            raise UserError(
+                "strokes.raster = 'binary' draws lines of 3 pixels as they are: leave rotate, "
+                "scale, shear and shift at 0 and line_width alone, or use --strokes.raster fast"
+            )
+
+    @property
+    def jittered(self) -> bool:
+        """Whether training images are moved about."""
+        return max(self.rotate, self.scale, self.shear, self.shift) > 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +341,7 @@ class Config:
     """Micro-batches per optimizer step on each rank (saves memory, same gradient)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    strokes: StrokesConfig = field(default_factory=StrokesConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)

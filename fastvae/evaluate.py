@@ -108,7 +108,7 @@ def evaluate_model(
     model: VAE, trained: Config, data: DataConfig, options: EvaluateConfig, world: World
 ) -> Estimate:
     """Estimate on the chosen split, with a progress bar on a terminal."""
-    source = load_splits(data)[options.split]
+    source = load_splits(replace_field(trained, data=data))[options.split]
     if source.image_shape != model.config.image_shape:
         raise UserError(
             f"the model takes images {list(model.config.image_shape)} but data set {data.dataset} "

@@ -180,7 +180,7 @@ def _resume(config: Config, folder: RunFolder, world: World) -> Start:
 
 
 # What weights and sample stream depend on. Other fields may change on resume, with a warning.
-_FIXED = ("seed", "batch_size", "model", "data", "optim.optimizer")
+_FIXED = ("seed", "batch_size", "model", "data", "strokes", "optim.optimizer")
 _FREE = ("name", "out", "resume", "preset", "log", "checkpoint", "device")
 
 

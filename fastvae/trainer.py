@@ -15,7 +15,7 @@ from fastvae.config import Config
 from fastvae.data.datasets import load_splits
 from fastvae.data.loader import Loader, Pixels
 from fastvae.data.plan import Plan
-from fastvae.data.sources.resident import ResidentSource
+from fastvae.data.sources import Source
 from fastvae.engine import checkpoint, graph, precision, schedules
 from fastvae.engine.checkpoint import CheckpointStore
 from fastvae.engine.distributed import World
@@ -78,7 +78,7 @@ def build(config: Config, world: World) -> Trainer:
     precision.resolve_path(world.device)
     torch.manual_seed(config.seed)
     channels_last = config.channels_last and config.model.encoder != "mlp"
-    sources = load_splits(config.data)
+    sources = load_splits(config)
     shape = sources["train"].image_shape
     if shape != config.model.image_shape:
         raise UserError(
@@ -152,8 +152,8 @@ def build(config: Config, world: World) -> Trainer:
     )
 
 
-def place(source: ResidentSource, where: str, device: torch.device) -> ResidentSource:
-    """Put a resident source in RAM or on the device (auto: when it takes less than 60% of what is
+def place(source: Source, where: str, device: torch.device) -> Source:
+    """Leave a source in RAM or put it on the device (auto: when it takes less than 60% of what is
     free there)."""
     if where == "auto" and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

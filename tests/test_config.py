@@ -37,6 +37,8 @@ OTHER: dict[str, tuple[Sequence[str], Any]] = {
     "model.channels": (["8", "16", "24"], (8, 16, 24)),
     "model.hidden": (["99"], (99,)),
     "data.dataset": (["mnist"], "mnist"),
+    "strokes.categories": (["cat", "hot dog"], ("cat", "hot dog")),
+    "strokes.shown": (["0.25", "0.75"], (0.25, 0.75)),
     "kl.schedule": (["piecewise"], "piecewise"),
     "kl.points": (["0", "0.25", "5", "1"], ((0.0, 0.25), (5.0, 1.0))),
 }

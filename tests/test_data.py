@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastvae import ops
-from fastvae.config import DataConfig
+from fastvae.config import Config, DataConfig
 from fastvae.data.batch import Batch
 from fastvae.data.datasets import load_splits
 from fastvae.data.idx import read_idx
@@ -182,10 +182,10 @@ def test_idx_missing_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compress", [False, True])
 def test_mnist_form(tmp_path: Path, compress: bool) -> None:
     write_mnist(tmp_path / "set", compress=compress)
-    sources = load_splits(mnist_config(tmp_path / "set", val_fraction=0.2))
+    sources = load_splits(Config(data=mnist_config(tmp_path / "set", val_fraction=0.2)))
     assert len(sources["train"]) + len(sources["val"]) == 300
     assert len(sources["test"]) == 40
-    images, labels = sources["test"].gather(torch.arange(40))
+    images, _, labels = sources["test"].gather(torch.arange(40))
     assert np.array_equal(images[:, 0].numpy(), random_images(40, 6, 5, seed=3))
     assert labels is not None
     assert labels.dtype == torch.int64
@@ -196,10 +196,10 @@ def test_mnist_form(tmp_path: Path, compress: bool) -> None:
 def test_mnist_labels_stay_with_their_images(tmp_path: Path) -> None:
     images = random_images(300, 6, 5, seed=9)
     write_mnist(tmp_path, train_images=images, train_labels=images[:, 0, 0])
-    sources = load_splits(mnist_config(tmp_path))
+    sources = load_splits(Config(data=mnist_config(tmp_path)))
     for name in ("train", "val"):
         index = torch.arange(len(sources[name]))
-        pixels, labels = sources[name].gather(index)
+        pixels, _, labels = sources[name].gather(index)
         assert labels is not None
         assert torch.equal(pixels[:, 0, 0, 0].long(), labels)
 
@@ -207,7 +207,9 @@ def test_mnist_labels_stay_with_their_images(tmp_path: Path) -> None:
 def test_mnist_missing_folder(tmp_path: Path) -> None:
     root = tmp_path / "nowhere"
     fails(
-        lambda: load_splits(mnist_config(root)), root, f"fastvae-data download mnist --root {root}"
+        lambda: load_splits(Config(data=mnist_config(root))),
+        root,
+        f"fastvae-data download mnist --root {root}",
     )
 
 
@@ -215,7 +217,12 @@ def test_mnist_missing_folder(tmp_path: Path) -> None:
 def test_mnist_missing_file(tmp_path: Path, name: str) -> None:
     write_mnist(tmp_path)
     (tmp_path / f"{name}.gz").unlink()
-    fails(lambda: load_splits(mnist_config(tmp_path)), f"{name}.gz", "missing", "fastvae-data")
+    fails(
+        lambda: load_splits(Config(data=mnist_config(tmp_path))),
+        f"{name}.gz",
+        "missing",
+        "fastvae-data",
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,21 +239,38 @@ def test_mnist_parts_that_do_not_fit(
     tmp_path: Path, arrays: dict[str, np.ndarray], expected: tuple[str, ...]
 ) -> None:
     write_mnist(tmp_path, **arrays)
-    fails(lambda: load_splits(mnist_config(tmp_path)), tmp_path, *expected)
+    fails(lambda: load_splits(Config(data=mnist_config(tmp_path))), tmp_path, *expected)
 
 
 def test_mnist_set_too_small_to_split(tmp_path: Path) -> None:
     one = {"train_images": random_images(1, 6, 5), "train_labels": random_images(1)}
     write_mnist(tmp_path, **one)
-    fails(lambda: load_splits(mnist_config(tmp_path)), "split is empty", "fraction")
+    fails(lambda: load_splits(Config(data=mnist_config(tmp_path))), "split is empty", "fraction")
+
+
+def test_bitmaps(tmp_path: Path) -> None:
+    config = Config(data=DataConfig(dataset="bitmaps", root=str(tmp_path)))
+    fails(lambda: load_splits(config), tmp_path, "--kind bitmap")
+    cat, dog = random_images(300, 784, seed=1), random_images(200, 784, seed=2)
+    np.save(tmp_path / "dog.npy", dog)
+    np.save(tmp_path / "cat.npy", cat)
+    sources = load_splits(config)
+    assert sum(map(len, sources.values())) == 500
+    images, _, labels = sources["train"].gather(torch.arange(len(sources["train"])))
+    assert images.shape[1:] == (1, 28, 28)
+    assert labels is not None
+    known = {row.tobytes(): label for label, part in enumerate((cat, dog)) for row in part}
+    assert [known[image.numpy().tobytes()] for image in images] == labels.tolist()
 
 
 def test_unknown_data_set() -> None:
-    fails(lambda: load_splits(DataConfig(dataset="minst")), "'minst'", "nearest: mnist")
+    fails(
+        lambda: load_splits(Config(data=DataConfig(dataset="minst"))), "'minst'", "nearest: mnist"
+    )
 
 
 def test_digits() -> None:
-    sources = load_splits(DataConfig(dataset="digits"))
+    sources = load_splits(Config(data=DataConfig(dataset="digits")))
     assert {name: len(source) for name, source in sources.items()} == {
         "train": 1446,
         "val": 177,
@@ -254,7 +278,7 @@ def test_digits() -> None:
     }
     for source in sources.values():
         assert source.image_shape == (1, 8, 8)
-        images, labels = source.gather(torch.arange(len(source)))
+        images, _, labels = source.gather(torch.arange(len(source)))
         assert images.dtype == torch.uint8
         assert images.min() == 0
         assert images.max() == 255
@@ -262,21 +286,21 @@ def test_digits() -> None:
         assert set(images.unique().tolist()) <= levels
         assert labels is not None
         assert labels.unique().tolist() == list(range(10))
-    assert load_splits(DataConfig())["val"].fingerprint == sources["val"].fingerprint
+    assert load_splits(Config())["val"].fingerprint == sources["val"].fingerprint
 
 
 @pytest.mark.skipif(
     not (SHARED / "mnist" / "train-images-idx3-ubyte.gz").is_file(), reason="MNIST is not here"
 )
 def test_real_mnist() -> None:
-    sources = load_splits(mnist_config(SHARED / "mnist", val_fraction=0.04))
+    sources = load_splits(Config(data=mnist_config(SHARED / "mnist", val_fraction=0.04)))
     assert len(sources["train"]) + len(sources["val"]) == 60_000
     assert abs(len(sources["val"]) - 2400) < 5 * 2400**0.5
     assert len(sources["test"]) == 10_000
-    _, labels = sources["test"].gather(torch.arange(10))
+    labels = sources["test"].gather(torch.arange(10)).label
     assert labels is not None
     assert labels.tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]  # the famous first ten
-    images, _ = sources["train"].gather(torch.arange(len(sources["train"])))
+    images = sources["train"].gather(torch.arange(len(sources["train"]))).images
     assert images.shape[1:] == (1, 28, 28)
     mean = images.double().mean().item() / 255
     assert mean == pytest.approx(0.1307, abs=5e-4)
@@ -347,12 +371,12 @@ def test_resident_source_gathers() -> None:
     assert source.nbytes == images.nbytes
     assert source.device == CPU
     index = torch.tensor([19, 0, 3, 3])
-    got, got_labels = source.gather(index)
+    got, _, got_labels = source.gather(index)
     assert got.dtype == torch.uint8
     assert np.array_equal(got.numpy(), images[index.numpy()])
     assert got_labels is not None
     assert got_labels.tolist() == labels[index.numpy()].tolist()
-    assert ResidentSource.from_numpy(images, None).gather(index)[1] is None
+    assert ResidentSource.from_numpy(images, None).gather(index).label is None
 
 
 def test_resident_source_copies() -> None:

@@ -1,23 +1,27 @@
 """Data sets by name: read the files, check them, split them.
 
-``load_splits(config)`` is the one door; a new data set is one function in ``_READERS``.
+``load_splits(config)`` is the one door; a new data set of images is one function in ``_READERS``,
+one of anything else is a function in ``_SOURCES``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvae.config import DataConfig
+from fastvae.config import Config, DataConfig
+from fastvae.data.bitmaps import read_bitmaps
 from fastvae.data.idx import read_idx
+from fastvae.data.sources import Source
 from fastvae.data.sources.resident import ResidentSource
 from fastvae.data.splits import split_indices
 from fastvae.errors import UserError, nearest
 
-Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+Arrays = tuple[NDArray[np.uint8], NDArray[np.unsignedinteger[Any]]]
 SPLITS = ("train", "val", "test")
 
 
@@ -40,6 +44,20 @@ def _mnist(config: DataConfig) -> tuple[Arrays, Arrays | None]:
             "or give the folder that holds the idx files with --data.root (evaluate: --root)"
         )
     return _idx_pair(root, "train"), _idx_pair(root, "t10k")
+
+
+def _bitmaps(config: DataConfig) -> tuple[Arrays, Arrays | None]:
+    """Quick, Draw!'s own 28x28 bitmaps: one .npy per category, labels in alphabetical order."""
+    root = Path(config.root)
+    paths = sorted(root.glob("*.npy"))
+    if not paths:
+        raise UserError(
+            f"{root} holds no .npy bitmaps: run `fastvae-data download quickdraw --kind bitmap "
+            "--categories cat fish`, or give the folder that holds them with --data.root"
+        )
+    images = [read_bitmaps(path) for path in paths]
+    labels = np.repeat(np.arange(len(paths), dtype=np.uint16), [len(part) for part in images])
+    return (np.concatenate(images), labels), None
 
 
 def _idx_pair(root: Path, part: str) -> Arrays:
@@ -72,23 +90,56 @@ def _idx_pair(root: Path, part: str) -> Arrays:
 _READERS: dict[str, Callable[[DataConfig], tuple[Arrays, Arrays | None]]] = {
     "digits": _digits,
     "mnist": _mnist,
+    "bitmaps": _bitmaps,
 }
 
 
-def load_splits(config: DataConfig) -> dict[str, ResidentSource]:
-    """Read a data set into resident train, val and test sources.
+def _strokes(config: Config) -> Mapping[str, Source]:
+    from fastvae.data import stroke_sets  # brings Numba along, which takes a while to import
+
+    return stroke_sets.packed(config)
+
+
+def _doodles(config: Config) -> Mapping[str, Source]:
+    from fastvae.data import stroke_sets
+
+    return stroke_sets.doodles(config)
+
+
+_SOURCES: dict[str, Callable[[Config], Mapping[str, Source]]] = {
+    "strokes": _strokes,
+    "doodles": _doodles,
+}
+
+
+def load_splits(config: Config) -> Mapping[str, Source]:
+    """Read a data set into train, val and test sources.
 
     The test part is the data set's own where it has one; else ``test_fraction`` of the images.
     """
-    try:
-        reader = _READERS[config.dataset]
-    except KeyError:
-        raise UserError(
-            f"unknown data set {config.dataset!r}{nearest(config.dataset, _READERS)}"
-        ) from None
-    (images, labels), own_test = reader(config)
+    name = config.data.dataset
+    if name in _SOURCES:
+        sources = _SOURCES[name](config)
+    elif name in _READERS:
+        sources = _resident(config.data)
+    else:
+        raise UserError(f"unknown data set {name!r}{nearest(name, [*_READERS, *_SOURCES])}")
+    for split in SPLITS:
+        if len(sources[split]) == 0:
+            total = sum(map(len, sources.values()))
+            raise UserError(
+                f"data set {name}: the {split} split is empty ({total} samples in all; equal ones "
+                "go to the same split): give more of them, or larger shares (data.val_fraction, "
+                "data.test_fraction, or those that the data were packed with)"
+            )
+    return sources
+
+
+def _resident(config: DataConfig) -> dict[str, Source]:
+    """Images in memory."""
+    (images, labels), own_test = _READERS[config.dataset](config)
     parts = split_indices(images, config.val_fraction, 0.0 if own_test else config.test_fraction)
-    sources = {
+    sources: dict[str, Source] = {
         name: ResidentSource.from_numpy(images[index], labels[index])
         for name, index in parts.items()
         if name != "test" or own_test is None
@@ -100,11 +151,4 @@ def load_splits(config: DataConfig) -> dict[str, ResidentSource]:
                 f"{own_test[0].shape[1:]}"
             )
         sources["test"] = ResidentSource.from_numpy(*own_test)
-    for name in SPLITS:
-        if len(sources[name]) == 0:
-            raise UserError(
-                f"data set {config.dataset}: the {name} split is empty "
-                f"({len(images)} images; equal ones go to the same split): give more images, or "
-                "raise data.val_fraction or data.test_fraction"
-            )
     return sources

@@ -103,22 +103,31 @@ class Loader:
         resident = self.source.resident
         if resident is not None and self.source.device == self.device:
             images, labels = resident
+            x = self._convert(images, where, epoch, rows=where)
+            y = None
             label = None if labels is None else torch.index_select(labels, 0, where)
-            chosen = where
         else:
             # The index goes to the bytes, never back from the device: that would wait for the GPU.
-            images, label = self.source.gather(rows)
-            images, chosen = self._send(images), None
-        x = self.pixels(images, where, epoch, rows=chosen, channels_last=self.channels_last)
+            samples = self.source.gather(rows, epoch)
+            x = self._convert(self._send(samples.images), where, epoch)
+            # Keyed alike: bits drawn for a partial image are some of those of the full one.
+            given = samples.condition
+            y = None if given is None else self._convert(self._send(given), where, epoch)
+            label = samples.label
         ones = torch.ones(len(index), device=self.device)
         return Batch(
             x=x,
-            y=None,
+            y=y,
             label=None if label is None else self._send(label),
             weight=ones if weight is None else self._send(torch.from_numpy(weight)),
             index=where,
             ordinal=self._send(torch.from_numpy(ordinal)),
         )
+
+    def _convert(
+        self, images: Tensor, keys: Tensor, epoch: int | None, rows: Tensor | None = None
+    ) -> Tensor:
+        return self.pixels(images, keys, epoch, rows=rows, channels_last=self.channels_last)
 
     def _send(self, tensor: Tensor) -> Tensor:
         """Copy to the device without waiting (through pinned memory, which copies can overlap)."""

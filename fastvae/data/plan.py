@@ -22,7 +22,7 @@ Indices = NDArray[np.int64]
 _ROUNDS = 6
 
 
-def _mix(x: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+def mix64(x: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     """The 64-bit finalizer of splitmix64 (Steele et al. 2014) on ``x + key``."""
     x = x + key
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -47,7 +47,7 @@ def permute(positions: Indices, n: int, seed: int, epoch: int) -> Indices:
     def encrypt(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = x >> shift, x & low
         for key in keys:
-            left, right = right, left ^ (_mix(right, key) & low)
+            left, right = right, left ^ (mix64(right, key) & low)
         return (left << shift) | right
 
     x = encrypt(positions.astype(np.uint64))

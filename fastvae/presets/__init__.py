@@ -5,7 +5,7 @@ and the number to expect. To add one: write ``fastvae/presets/<name>.py`` with a
 by ``@preset`` and import it below.
 """
 
-from fastvae.presets import digits, mnist  # noqa: F401  (importing registers them)
+from fastvae.presets import digits, mnist, quickdraw_vae  # noqa: F401  (importing registers them)
 from fastvae.presets.registry import get_preset, list_presets, preset
 
 __all__ = ["get_preset", "list_presets", "preset"]

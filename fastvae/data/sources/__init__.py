@@ -6,10 +6,21 @@ or of the training device beyond where its own bytes live.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Samples(NamedTuple):
+    """What a source gives for B indices."""
+
+    images: Tensor
+    """(B, C, H, W) uint8."""
+    condition: Tensor | None
+    """(B, C, H, W) uint8, e.g. the partial drawing, or None."""
+    label: Tensor | None
+    """(B,) int64, or None."""
 
 
 class Source(Protocol):
@@ -21,7 +32,11 @@ class Source(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where ``gather`` expects its indices and leaves its result."""
+        """Where the bytes live, and where ``gather`` leaves its result."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes there."""
 
     @property
     def fingerprint(self) -> str:
@@ -35,5 +50,10 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def gather(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, C, H, W) uint8 and labels (B,) int64 or None, for index (B,) int64."""
+    def to(self, device: torch.device) -> Source:
+        """The same source with its bytes on ``device``, or itself where it cannot live there."""
+
+    def gather(self, index: Tensor, epoch: int | None = None) -> Samples:
+        """Samples for index (B,) int64 on the CPU. What is random about them depends on the epoch
+        and the index; None stands for evaluation, where nothing changes from one time to another.
+        """

@@ -7,11 +7,14 @@ default for anything that fits (MNIST is 47 MB).
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fastvae.data.sources import Samples
 
 
 class ResidentSource:
@@ -36,7 +39,7 @@ class ResidentSource:
 
     @classmethod
     def from_numpy(
-        cls, images: NDArray[np.uint8], labels: NDArray[np.uint8] | None
+        cls, images: NDArray[np.uint8], labels: NDArray[np.unsignedinteger[Any]] | None
     ) -> ResidentSource:
         """Copy arrays (N, H, W) or (N, C, H, W) and labels (N,) into tensors."""
         x = torch.from_numpy(np.ascontiguousarray(images).copy())
@@ -75,7 +78,8 @@ class ResidentSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def gather(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        images = torch.index_select(self.images, 0, index)
-        labels = None if self.labels is None else torch.index_select(self.labels, 0, index)
-        return images, labels
+    def gather(self, index: Tensor, epoch: int | None = None) -> Samples:
+        where = index.to(self.device)
+        images = torch.index_select(self.images, 0, where)
+        labels = None if self.labels is None else torch.index_select(self.labels, 0, where)
+        return Samples(images, None, labels)

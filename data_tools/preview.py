@@ -1,0 +1,146 @@
+"""``fastvae-data preview``: a contact sheet of drawings, the partial one above the full one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from fastvae.config import StrokesConfig
+from fastvae.data.drawings import INDEX, Drawings, load
+from fastvae.data.sources.strokes import StrokesSource
+from fastvae.data_tools.arguments import at_least
+from fastvae.data_tools.pieces import expand, pieces
+from fastvae.errors import UserError, nearest
+
+Images = NDArray[np.uint8]
+GAP, LABEL = 4, 14  # pixels between pictures, and for the line of text under them
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Draw some drawings of a packed data set, or of raw files, on one sheet: what is shown of "
+        "each to a\nconditional model above what it is to draw."
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  fastvae-data preview data/doodles\n"
+        "  fastvae-data preview data/doodles --split val --partial box --categories cat --seed 3\n"
+        "  fastvae-data preview cat.ndjson --raster exact --side 28 --out cat.png"
+    )
+    parser.add_argument("source", type=Path, metavar="DIR|FILE", help="packed folder, or a file")
+    parser.add_argument("--split", default="train", choices=("train", "val", "test"))
+    parser.add_argument(
+        "--out", type=Path, metavar="PNG", help="picture to write (default: DIR/preview.png)"
+    )
+    parser.add_argument("--count", type=at_least(1), default=48, help="number of drawings (48)")
+    parser.add_argument("--columns", type=at_least(1), default=12, help="drawings per row (12)")
+    parser.add_argument("--side", type=at_least(8), default=96, help="pixels per drawing (96)")
+    parser.add_argument(
+        "--partial",
+        default="strokes",
+        choices=("none", "strokes", "points", "time", "box"),
+        help="what partial drawings show (strokes)",
+    )
+    parser.add_argument("--raster", default="fast", choices=("fast", "exact", "binary"))
+    parser.add_argument("--categories", nargs="+", metavar="NAME", help="these only")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of the choice of drawings and of cuts (0)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the sheet and say where it is."""
+    drawings = _read(args.source, args.split)
+    index = choose(drawings, args.count, args.categories, args.seed)
+    chosen = drawings.select(index)
+    full, partial = _render(chosen, args)
+    labels = [chosen.words[number] for number in chosen.word]
+    picture = sheet(full, partial, labels, args.columns)
+    out = args.out
+    if out is None:
+        packed = args.source.is_dir() and (args.source / args.split).is_dir()
+        out = args.source / "preview.png" if packed else Path(f"{args.source.stem}-preview.png")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {out}: {error}") from None
+    print(f"{out}: {len(chosen)} of {len(drawings):,} drawings")
+    return 0
+
+
+def _read(source: Path, split: str) -> Drawings:
+    """A split of a packed folder; or as much of the files as one piece holds, of each of them."""
+    for folder in (source / split, source):
+        if (folder / INDEX).is_file():
+            return load(folder)
+    parts = [piece.drawings for piece in pieces(expand([source]))]
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        raise UserError(f"{source} holds no drawing that can be read")
+    return Drawings.join(parts)
+
+
+def choose(
+    drawings: Drawings, count: int, categories: list[str] | None, seed: int
+) -> NDArray[np.int64]:
+    """Random drawings, the same number of each category as far as they go, sorted by category."""
+    words = list(dict.fromkeys(categories)) if categories else list(drawings.words)
+    rng = np.random.default_rng(seed)
+    queues = []
+    for word in words:
+        if word not in drawings.words:
+            raise UserError(f"no category {word!r} here{nearest(word, drawings.words)}")
+        queues.append(rng.permutation(np.flatnonzero(drawings.word == drawings.words.index(word))))
+    if len(queues) > count:
+        queues = [queues[i] for i in sorted(rng.choice(len(queues), count, replace=False))]
+    taken: list[list[int]] = [[] for _ in queues]
+    total = sum(map(len, queues))
+    turn = 0
+    while sum(map(len, taken)) < min(count, total):
+        for queue, mine in zip(queues, taken, strict=True):
+            if turn < len(queue) and sum(map(len, taken)) < count:
+                mine.append(int(queue[turn]))
+        turn += 1
+    return np.array([i for mine in taken for i in mine], dtype=np.int64)
+
+
+def _render(drawings: Drawings, args: argparse.Namespace) -> tuple[Images, Images | None]:
+    """Images (B, side, side) of all drawings, full and partial, as a model gets them."""
+    view = StrokesConfig(raster=args.raster, partial=args.partial)
+    source = StrokesSource(drawings, view, args.side, args.seed)
+    full, partial, _ = source.gather(torch.arange(len(drawings)))
+    return full[:, 0].numpy(), None if partial is None else partial[:, 0].numpy()
+
+
+def sheet(full: Images, partial: Images | None, labels: list[str], columns: int) -> Image.Image:
+    """Dark lines on light paper, in rows of ``columns``; under each drawing its category."""
+    count, side = full.shape[:2]
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    pictures = [full] if partial is None else [partial, full]
+    high = len(pictures) * (side + GAP) + LABEL + GAP
+    wide = side + GAP
+    paper = Image.new("L", (columns * wide + GAP, rows * high + GAP), 222)
+    pen = ImageDraw.Draw(paper)
+    for i in range(count):
+        left, top = GAP + (i % columns) * wide, GAP + (i // columns) * high
+        for images in pictures:
+            paper.paste(Image.fromarray(255 - images[i]), (left, top))
+            top += side + GAP
+        pen.text((left, top - 2), _fitting(pen, labels[i], side), fill=0)
+    return paper
+
+
+def _fitting(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """As much of a label as there is room for."""
+    while len(text) > 1 and pen.textlength(text) > width:
+        text = text[:-1]
+    return text

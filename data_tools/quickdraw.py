@@ -1,0 +1,360 @@
+"""``fastvae-data quickdraw``: files of drawings to train, val and test sets of strokes.
+
+    files --pieces.py--> Drawings, piece by piece --filter, limit, split--> three DrawingsWriters
+
+Memory is that of a few pieces, whatever the size of the files (with --limit, 9 bytes per drawing
+besides). Splits depend on the key of a drawing alone: the same drawing goes to the same split from
+whatever files, in whatever order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import fastvae
+from fastvae.data.drawings import Drawings, DrawingsWriter
+from fastvae.data.splits import key_fraction, split_fractions
+from fastvae.data_tools.arguments import at_least, share
+from fastvae.data_tools.pieces import KINDS, Piece, expand, pieces
+from fastvae.errors import UserError, nearest
+
+SPLITS = ("train", "val", "test")
+MANIFEST = "manifest.json"
+BAD_RECORDS = "bad_records.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Parse files of drawings, filter them, split them by a hash of their key (sketch-rnn files "
+        "keep the splits\nthat they come with), and pack them as strokes, ready for training "
+        "(--data.dataset strokes --data.root DIR)."
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  fastvae-data doodles --out data/doodles-ndjson --count 5000\n"
+        "  fastvae-data quickdraw data/doodles-ndjson --out data/doodles\n"
+        "  fastvae-data quickdraw cat.ndjson dog.ndjson --out data/pets --limit 100000 "
+        "--recognized\n"
+        "  fastvae-data quickdraw sheep.npz --out data/sheep      (sketch-rnn)\n"
+        "then: fastvae-data inspect DIR, fastvae-data preview DIR"
+    )
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help=".ndjson (simplified or raw), .bin, sketch-rnn .npz, or folders of these",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        default="auto",
+        help="what .ndjson files hold: auto looks at the first record of each; raw drawings are "
+        "simplified by Quick, Draw!'s rule and keep their timing (default: auto)",
+    )
+    parser.add_argument(
+        "--categories", nargs="+", metavar="NAME", help="keep these only (exact names)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=at_least(1),
+        metavar="N",
+        help="keep N drawings, evenly and at random over the categories",
+    )
+    parser.add_argument(
+        "--recognized", action="store_true", help="keep only drawings that were recognized"
+    )
+    parser.add_argument("--val", type=share, default=0.05, help="share for validation (0.05)")
+    parser.add_argument("--test", type=share, default=0.05, help="share for testing (0.05)")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of the choice that --limit makes (0)"
+    )
+    parser.add_argument(
+        "--on-bad-record",
+        choices=("error", "skip"),
+        default="error",
+        help=f"stop at a record that cannot be read, or skip it and list it in {BAD_RECORDS}",
+    )
+    parser.add_argument(
+        "--workers",
+        type=at_least(1),
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="threads that parse (default: one per core)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace DIR if it is a packed data set"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack the files and say what came of them."""
+    if args.val + args.test >= 1.0:
+        raise UserError(f"--val {args.val} --test {args.test}: nothing is left to train on")
+    job = _Job(
+        files=expand(args.files),
+        kind=args.kind,
+        workers=args.workers,
+        keep=_Filter(args.categories, args.recognized),
+        skip_bad=args.on_bad_record == "skip",
+    )
+    out: Path = args.out
+    check_target(out, overwrite=args.overwrite)
+    chosen = None
+    if args.limit is not None:
+        chosen = _choose(job, args.limit, args.seed)
+    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir(parents=True)
+        counts = _pack(job, building, chosen, args.val, args.test)
+        _write_manifest(building, job, counts, args)
+        if out.exists():
+            shutil.rmtree(out)
+        building.rename(out)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or out}: {error.strerror or error}"
+        ) from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    _report(out, job, counts)
+    return 0
+
+
+def check_target(out: Path, *, overwrite: bool) -> None:
+    """Raise UserError if ``out`` is there and may not be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise UserError(f"{out} is there already: give another --out, or --overwrite")
+    if not (out / MANIFEST).is_file():
+        raise UserError(f"{out} is not a packed data set, --overwrite will not remove it")
+
+
+class _Filter:
+    """Which drawings are wanted; remembers what it saw, to be able to say why nothing was left."""
+
+    def __init__(self, categories: list[str] | None, recognized: bool) -> None:
+        self.categories = set(categories or ())
+        self.recognized = recognized
+        self.met: set[str] = set()
+
+    def __call__(self, drawings: Drawings) -> NDArray[np.int64]:
+        """Indices of the drawings to keep."""
+        self.met |= {drawings.words[number] for number in np.unique(drawings.word)}
+        keep = np.ones(len(drawings), dtype=bool)
+        if self.categories:
+            wanted = [i for i, word in enumerate(drawings.words) if word in self.categories]
+            keep &= np.isin(drawings.word, wanted)
+        if self.recognized:
+            keep &= drawings.recognized > 0
+        return np.flatnonzero(keep)
+
+    def check(self) -> None:
+        """Raise UserError for a category that was never met."""
+        for word in sorted(self.categories - self.met):
+            raise UserError(
+                f"--categories: none of the files has a drawing of {word!r}"
+                f"{nearest(word, sorted(self.met))}"
+            )
+
+
+@dataclass
+class _Job:
+    """What is read, and what was met on the way."""
+
+    files: list[Path]
+    kind: str
+    workers: int
+    keep: _Filter
+    skip_bad: bool
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    records: Counter[str] = field(default_factory=Counter)
+    """Good records by file."""
+
+    def read(self, what: str) -> Iterator[Piece]:
+        """All pieces in order, with a progress bar; bad records are counted, or raised."""
+        self.bad.clear()
+        self.reasons.clear()
+        self.records.clear()
+        total = sum(path.stat().st_size for path in self.files)
+        with tqdm(
+            total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False
+        ) as bar:
+            for piece in pieces(self.files, self.kind, self.workers):
+                for record in piece.bad:
+                    if not self.skip_bad:
+                        raise UserError(
+                            f"{piece.path}:{record.line}: {record.reason}; mend the file, or use "
+                            "--on-bad-record skip"
+                        )
+                    self.bad.append({"file": str(piece.path), **record._asdict()})
+                    self.reasons[record.reason] += 1
+                self.records[str(piece.path)] += len(piece.drawings)
+                bar.set_postfix_str(f"{self.records.total():,} drawings", refresh=False)
+                bar.update(piece.bytes)
+                yield piece
+        self.keep.check()
+
+
+def _choose(job: _Job, limit: int, seed: int) -> dict[str, NDArray[np.bool_]]:
+    """For each category, which of its drawings (in the order met) are among the ``limit`` kept.
+
+    Categories get equal numbers; one that has fewer leaves its rest to the others. Within a
+    category those with the lowest hash of their key are kept.
+    """
+    keys: dict[str, list[NDArray[np.uint64]]] = {}
+    for piece in job.read("counting"):
+        kept = job.keep(piece.drawings)
+        word, key = piece.drawings.word[kept], piece.drawings.key_id[kept]
+        for number in np.unique(word):
+            keys.setdefault(piece.drawings.words[number], []).append(key[word == number])
+    order = {name: key_fraction(np.concatenate(parts), seed) for name, parts in keys.items()}
+    quota = even_quotas({name: len(u) for name, u in order.items()}, limit)
+    chosen = {}
+    for name, u in order.items():
+        mask = np.zeros(len(u), dtype=bool)
+        mask[np.argsort(u, kind="stable")[: quota[name]]] = True
+        chosen[name] = mask
+    return chosen
+
+
+def even_quotas(sizes: dict[str, int], limit: int) -> dict[str, int]:
+    """Share ``limit`` out evenly; what a small category cannot fill goes to the others."""
+    quota: dict[str, int] = {}
+    left = limit
+    for place, name in enumerate(sorted(sizes, key=lambda name: (sizes[name], name))):
+        quota[name] = min(sizes[name], left // (len(sizes) - place))
+        left -= quota[name]
+    return quota
+
+
+def _pack(
+    job: _Job,
+    folder: Path,
+    chosen: dict[str, NDArray[np.bool_]] | None,
+    val: float,
+    test: float,
+) -> dict[str, Counter[str]]:
+    """Write the three sets into ``folder``; return the number of drawings by split and category."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in SPLITS}
+    words: dict[str, int] = {}
+    met: Counter[str] = Counter()
+    source = job.read("packing")
+    first = next(source, None)
+    timed = first is not None and first.drawings.time is not None
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(DrawingsWriter(folder / name, timed=timed, words=words))
+            for name in SPLITS
+        }
+        for piece in [] if first is None else _chain(first, source):
+            if (piece.drawings.time is not None) != timed:
+                raise UserError(
+                    f"{piece.path}: drawings with timing (raw) and without (simplified) cannot "
+                    "go into one data set: pack them apart"
+                )
+            kept = job.keep(piece.drawings)
+            if chosen is not None:
+                kept = kept[_wanted(piece.drawings, kept, chosen, met)]
+            drawings = piece.drawings.select(kept)
+            if piece.split is None:
+                parts = split_fractions(key_fraction(drawings.key_id), val, test)
+            else:
+                parts = {piece.split: np.arange(len(drawings), dtype=np.int64)}
+            for name, index in parts.items():
+                part = drawings.select(index)
+                writers[name].append(part)
+                for number, count in zip(*np.unique(part.word, return_counts=True), strict=True):
+                    counts[name][part.words[number]] += int(count)
+        if not any(counts.values()):
+            why = f" ({job.records.total():,} were read)" if job.records.total() else ""
+            raise UserError(f"no drawing is left to pack{why}: look at the files and the filters")
+    return counts
+
+
+def _chain(first: Piece, rest: Iterator[Piece]) -> Iterator[Piece]:
+    yield first
+    yield from rest
+
+
+def _wanted(
+    drawings: Drawings,
+    kept: NDArray[np.int64],
+    chosen: dict[str, NDArray[np.bool_]],
+    met: Counter[str],
+) -> NDArray[np.bool_]:
+    """Which of the kept drawings --limit has chosen; ``met`` counts each category's so far."""
+    word = drawings.word[kept]
+    wanted = np.zeros(len(kept), dtype=bool)
+    for number in np.unique(word):
+        name, places = drawings.words[number], np.flatnonzero(word == number)
+        wanted[places] = chosen[name][met[name] : met[name] + len(places)]
+        met[name] += len(places)
+    return wanted
+
+
+def _write_manifest(
+    folder: Path, job: _Job, counts: dict[str, Counter[str]], args: argparse.Namespace
+) -> None:
+    """Say in ``manifest.json`` what the data set was made from, and how."""
+    manifest = {
+        "format": "fastvae strokes",
+        "fastvae": fastvae.__version__,
+        "files": [
+            {"name": path.name, "bytes": path.stat().st_size, "drawings": job.records[str(path)]}
+            for path in job.files
+        ],
+        "options": {
+            "kind": args.kind,
+            "categories": args.categories or [],
+            "limit": args.limit,
+            "recognized": args.recognized,
+            "val": args.val,
+            "test": args.test,
+            "seed": args.seed,
+        },
+        "bad_records": {"count": len(job.bad), "reasons": dict(job.reasons)},
+        "drawings": {name: dict(sorted(counts[name].items())) for name in SPLITS},
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    if job.bad:
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in job.bad)
+        (folder / BAD_RECORDS).write_text(lines, encoding="utf-8")
+
+
+def _report(out: Path, job: _Job, counts: dict[str, Counter[str]]) -> None:
+    sizes = {name: counts[name].total() for name in SPLITS}
+    categories = len(set().union(*counts.values()))
+    print(
+        f"{out}: {sum(sizes.values()):,} drawings of {categories} "
+        f"categor{'y' if categories == 1 else 'ies'} ("
+        + ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+        + f") from {job.records.total():,} in {len(job.files)} "
+        f"file{'' if len(job.files) == 1 else 's'}"
+    )
+    if job.bad:
+        print(f"{len(job.bad):,} bad records skipped, listed in {out / BAD_RECORDS}:")
+        for reason, count in job.reasons.most_common(10):
+            print(f"  {count:,}  {reason}")
+    print(f"look:  fastvae-data inspect {out}; fastvae-data preview {out}")
+    print(f"train: fastvae train quickdraw-vae --data.root {out}")
