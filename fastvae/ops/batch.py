@@ -78,7 +78,7 @@ def gather_normalize(
         checks.rng(op, rng, images_u8.device)
     elif flip > 0.0 or binarize == "stochastic":
         raise ValueError(f"{op}: rng is needed for flip and for binarize = 'stochastic'")
-    _check_indices(op, indices, len(images_u8))
+    checks.indices(op, indices, len(images_u8))
     channels, device = images_u8.shape[1], images_u8.device
     return gather_op.gather_normalize(
         images_u8,
@@ -93,14 +93,6 @@ def gather_normalize(
         binarize=binarize,
         threshold=float(threshold),
     )
-
-
-def _check_indices(op: str, indices: Tensor, size: int) -> None:
-    if indices.device.type != "cpu" or torch.compiler.is_compiling() or not len(indices):
-        return
-    low, high = (int(v) for v in indices.aminmax())
-    if low < 0 or high >= size:
-        raise ValueError(f"{op}: indices {low}..{high} must be in 0..{size - 1}")
 
 
 def _per_channel(

@@ -199,3 +199,12 @@ def weight(op: str, values: Tensor | None, target_shape: tuple[int, ...], params
     if tuple(values.shape) != target_shape:
         raise ValueError(f"{op}: weight {tuple(values.shape)} must have shape {target_shape}")
     same_place(op, parameters=params, weight=values)
+
+
+def indices(op: str, value: Tensor, size: int) -> None:
+    """ValueError for an index outside 0..size-1, where looking costs no waiting: on a CPU."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or not len(value):
+        return
+    low, high = (int(v) for v in value.aminmax())
+    if low < 0 or high >= size:
+        raise ValueError(f"{op}: indices {low}..{high} must be in 0..{size - 1}")

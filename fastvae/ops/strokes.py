@@ -73,7 +73,7 @@ def rasterize_strokes(
     checks.number(op, "padding", padding, least=0.0)
     if composite not in COMPOSITES:
         raise ValueError(f"{op}: composite = {composite!r}: expected over or max")
-    _check_indices(op, indices, strokes.drawings)
+    checks.indices(op, indices, strokes.drawings)
     images = raster_op.rasterize(
         strokes.points,
         strokes.last,
@@ -87,11 +87,3 @@ def rasterize_strokes(
         composite == "over",
     )
     return images[0] if cut is None else (images[0], images[1])
-
-
-def _check_indices(op: str, indices: Tensor, drawings: int) -> None:
-    if indices.device.type != "cpu" or torch.compiler.is_compiling() or not len(indices):
-        return
-    low, high = (int(v) for v in indices.aminmax())
-    if low < 0 or high >= drawings:
-        raise ValueError(f"{op}: indices {low}..{high} must be in 0..{drawings - 1}")
