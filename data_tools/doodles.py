@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from tqdm import tqdm
@@ -60,4 +61,7 @@ def run(args: argparse.Namespace) -> int:
         f"{args.count:,} {'raw ' * args.raw}drawings, "
         f"{tqdm.format_sizeof(size, suffix='B')}, seed {args.seed}"
     )
+    names = (folder, folder.with_name(f"{folder.name}-strokes"))
+    files, packed = (shlex.quote(str(name)) for name in names)
+    print(f"next: fastvae-data quickdraw {files} --out {packed}")
     return 0

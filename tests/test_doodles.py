@@ -211,7 +211,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err == ""
     assert out.splitlines()[0] == str(tmp_path / "a" / "face.ndjson")
-    assert re.fullmatch(r"30 drawings, [\d.]+kB, seed 5", out.splitlines()[-1])
+    assert re.fullmatch(r"30 drawings, [\d.]+kB, seed 5", out.splitlines()[-2])
     written = b"".join(
         (tmp_path / "a" / f"{word}.ndjson").read_bytes() for word in CATEGORIES
     ).splitlines(keepends=True)
