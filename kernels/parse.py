@@ -32,44 +32,16 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvae.kernels import parse_bin as binary
-from fastvae.kernels import parse_ndjson as ndjson
-from fastvae.kernels.parse_ndjson import LITTLE_ENDIAN, Bytes
+from fastvae.kernels import parse_lines as lines
+from fastvae.kernels.byte_blocks import LITTLE_ENDIAN, Bytes
+from fastvae.kernels.parse_bin import read_records
+from fastvae.kernels.parse_ndjson import BLOCK, read_lines
+from fastvae.kernels.parse_raw import read_raw_lines
+from fastvae.kernels.parse_reasons import REASONS as REASONS
+from fastvae.kernels.parse_record import HEAD
 from fastvae.kernels.strokes import Offsets, Strokes
 
 Buffer = NDArray[np.uint8] | bytes | bytearray | memoryview
-
-REASONS = {
-    ndjson.NOT_OBJECT: "the line is not a JSON object",
-    ndjson.SYNTAX: "not valid JSON",
-    ndjson.CUT: "the line ends inside the record",
-    ndjson.UTF8: "not valid UTF-8",
-    ndjson.DEEP: "values nested more than 64 deep",
-    ndjson.TRAILING: "something follows the record on its line",
-    ndjson.DUPLICATE: "a key is there twice",
-    ndjson.NO_WORD: "no word",
-    ndjson.WORD_TYPE: "word is not a string",
-    ndjson.WORD_TEXT: "word has half of a surrogate pair, which is no text",
-    ndjson.NO_KEY_ID: "no key_id",
-    ndjson.KEY_ID: "key_id is neither a string of digits nor an integer, below 2^64",
-    ndjson.RECOGNIZED_TYPE: "recognized is neither true nor false",
-    ndjson.NO_DRAWING: "no drawing",
-    ndjson.DRAWING_TYPE: "drawing is not a list of strokes",
-    ndjson.EMPTY_DRAWING: "a drawing without strokes",
-    ndjson.EMPTY_STROKE: "a stroke without points",
-    ndjson.STROKE_SHAPE: "a stroke is not [[x, ...], [y, ...]], with a list of times or without",
-    ndjson.LENGTHS: "a stroke has not as many x as y",
-    ndjson.NOT_NUMBER: "a coordinate or time is not a number",
-    ndjson.NOT_INTEGER: "a coordinate is not an integer",
-    ndjson.RANGE: "a coordinate is not in 0..255",
-    ndjson.FAR: "a coordinate is beyond +-1e7 pixels",
-    ndjson.LATE: "a time is beyond +-1e15 ms",
-    ndjson.TIME_LENGTH: "some points have a time and some have none",
-    binary.BIN_CUT: "the file ends inside a drawing",
-    binary.BIN_RECOGNIZED: "recognized is neither 0 nor 1: not a drawing",
-    binary.BIN_ZEROS: "zeros where a drawing should begin",
-}
-"""What is wrong with a record, by the code in ``Parsed.bad``."""
 
 BAD = np.dtype([("line", np.int64), ("offset", np.int64), ("reason", np.uint8)])
 """A bad record: its line (record, in binary files) from 0, its first byte, a key of REASONS."""
@@ -173,7 +145,7 @@ def cut_at_newlines(buffer: Buffer, parts: int) -> list[tuple[int, int]]:
     for i in range(1, parts + 1):
         aim = len(data) * i // parts
         if aim > first:
-            last = min(int(ndjson.line_end(data, aim - 1)) + 1, len(data))
+            last = min(int(lines.line_end(data, aim - 1)) + 1, len(data))
             spans.append((first, last))
             first = last
     return spans
@@ -263,18 +235,18 @@ class _Column(NamedTuple):
 POINT, STROKE, DRAWING = 2, 8, 32
 """A point has at least four bytes, and its x alone two; a stroke ten; a record 43."""
 ENDS = {
-    "stroke_offset": _Column(np.int64, ndjson.STROKES, STROKE, is_end=True),
-    "drawing_offset": _Column(np.int64, ndjson.DRAWINGS, DRAWING, is_end=True),
+    "stroke_offset": _Column(np.int64, lines.STROKES, STROKE, is_end=True),
+    "drawing_offset": _Column(np.int64, lines.DRAWINGS, DRAWING, is_end=True),
 }
 HEADS = {
-    "key_id": _Column(np.uint64, ndjson.DRAWINGS, DRAWING),
-    "recognized": _Column(np.uint8, ndjson.DRAWINGS, DRAWING),
+    "key_id": _Column(np.uint64, lines.DRAWINGS, DRAWING),
+    "recognized": _Column(np.uint8, lines.DRAWINGS, DRAWING),
 }
-WORD = {"word": _Column(np.int32, ndjson.DRAWINGS, DRAWING)}
-OFFSET = {"offset": _Column(np.int64, ndjson.DRAWINGS, DRAWING)}
-PAIRS = {"points": _Column(np.uint8, ndjson.POINTS, POINT, each=2)}
-NUMBERS = {name: _Column(np.float64, ndjson.POINTS, POINT) for name in ("x", "y", "t")}
-TIMED = {"has_times": _Column(np.uint8, ndjson.DRAWINGS, DRAWING)}
+WORD = {"word": _Column(np.int32, lines.DRAWINGS, DRAWING)}
+OFFSET = {"offset": _Column(np.int64, lines.DRAWINGS, DRAWING)}
+PAIRS = {"points": _Column(np.uint8, lines.POINTS, POINT, each=2)}
+NUMBERS = {name: _Column(np.float64, lines.POINTS, POINT) for name in ("x", "y", "t")}
+TIMED = {"has_times": _Column(np.uint8, lines.DRAWINGS, DRAWING)}
 
 SIMPLIFIED = ENDS | HEADS | WORD | OFFSET | PAIRS
 RAW = ENDS | HEADS | WORD | OFFSET | NUMBERS | TIMED
@@ -310,11 +282,11 @@ class _Reader:
 
     def __init__(self, data: Bytes, first: int, last: int, columns: dict[str, _Column]) -> None:
         self.data, self.first, self.last, self.columns = data, first, last, columns
-        self.progress = np.zeros(ndjson.PROGRESS, dtype=np.int64)
-        self.progress[ndjson.AT] = first
+        self.progress = np.zeros(lines.PROGRESS, dtype=np.int64)
+        self.progress[lines.AT] = first
         self.bad = np.empty((1024, 3), dtype=np.int64)
         self.found = {name: _Growing(column) for name, column in columns.items()}
-        self.found_bad = [np.empty((0, 3), dtype=np.int64)]
+        self.found_bad = [np.empty(0, dtype=BAD)]
         self.size = 0
         self.arrays: list[NDArray[Any]] = []
 
@@ -323,7 +295,7 @@ class _Reader:
         if size > self.size:
             self.size = size
             self.arrays = [
-                np.empty(column.each * (size // column.smallest + 1) + ndjson.SPARE, column.dtype)
+                np.empty(column.each * (size // column.smallest + 1) + lines.SPARE, column.dtype)
                 for column in self.columns.values()
             ]
 
@@ -331,21 +303,21 @@ class _Reader:
         """Call the kernel once and fetch what it found."""
         kernel(self.data, stop, self.progress, self.bad, *self.arrays, *arguments)
         progress = self.progress
-        read = (progress[ndjson.AT] - self.first) / max(1, self.last - self.first)
+        read = (progress[lines.AT] - self.first) / max(1, self.last - self.first)
         for found, array in zip(self.found.values(), self.arrays, strict=True):
             column = found.column
             found.add(array[: column.each * progress[column.counter]], max(read, 1e-3))
-        self.found_bad.append(self.bad[: progress[ndjson.BAD]].copy())
-        progress[[ndjson.DRAWINGS, ndjson.STROKES, ndjson.POINTS, ndjson.BAD]] = 0
+        bad = np.empty(progress[lines.BAD], dtype=BAD)
+        for i, name in enumerate(BAD.names or ()):
+            bad[name] = self.bad[: len(bad), i]
+        self.found_bad.append(bad)
+        progress[[lines.DRAWINGS, lines.STROKES, lines.POINTS, lines.BAD]] = 0
 
     def fields(self) -> dict[str, Any]:
         """All that was found, as fields of Records and the offsets."""
         fields: dict[str, Any] = {name: found.result() for name, found in self.found.items()}
-        bad = np.concatenate(self.found_bad)
-        fields["bad"] = np.empty(len(bad), dtype=BAD)
-        for i, name in enumerate(BAD.names or ()):
-            fields["bad"][name] = bad[:, i]
-        fields["lines"] = int(self.progress[ndjson.LINE])
+        fields["bad"] = np.concatenate(self.found_bad)
+        fields["lines"] = int(self.progress[lines.LINE])
         return fields
 
 
@@ -356,18 +328,18 @@ class _LineReader(_Reader):
         super().__init__(data, first, last, columns)
         self.words = np.empty((512, 2), dtype=np.int64)
         self.table = np.zeros(2048, dtype=np.int32)
-        self.head = np.zeros(ndjson.HEAD, dtype=np.int64)
+        self.head = np.zeros(HEAD, dtype=np.int64)
 
     def read(self, kernel: Callable[..., None], more: Callable[[], tuple[Any, ...]]) -> None:
         """Read all lines. ``more`` gives the arguments behind the words."""
         progress, stop = self.progress, 0
-        while progress[ndjson.AT] < self.last:
-            at = int(progress[ndjson.AT])
+        while progress[lines.AT] < self.last:
+            at = int(progress[lines.AT])
             if stop <= at:
                 aim = min(at + PIECE, self.last)
-                stop = min(int(ndjson.line_end(self.data, aim - 1)) + 1, self.last)
+                stop = min(int(lines.line_end(self.data, aim - 1)) + 1, self.last)
                 self.make_room(stop - at)
-            if progress[ndjson.WORDS] == len(self.words):
+            if progress[lines.WORDS] == len(self.words):
                 self.more_words()
             self.run(kernel, stop, self.words, self.table, self.head, *more())
 
@@ -375,14 +347,14 @@ class _LineReader(_Reader):
         """Have room for four times as many words."""
         words = np.empty((4 * len(self.words), 2), dtype=np.int64)
         table = np.zeros(4 * len(self.table), dtype=np.int32)
-        ndjson.more_words(self.data, self.words, len(self.words), words, table)
+        lines.more_words(self.data, self.words, len(self.words), words, table)
         self.words, self.table = words, table
 
     def fields(self) -> dict[str, Any]:
         """With ``words``: what they say, and ``word`` numbered anew where two say the same."""
         fields = super().fields()
         numbers: dict[str, int] = {}
-        spans = self.words[: self.progress[ndjson.WORDS]].tolist()
+        spans = self.words[: self.progress[lines.WORDS]].tolist()
         texts = (bytes(self.data[first:last]).decode() for first, last in spans)
         new = [numbers.setdefault(json.loads(f'"{text}"'), len(numbers)) for text in texts]
         if len(numbers) < len(new):
@@ -399,34 +371,34 @@ def _strokes(fields: dict[str, Any]) -> Strokes:
 
 def _simplified(data: Bytes, first: int, last: int, fast: bool) -> Parsed:
     reader = _LineReader(data, first, last, SIMPLIFIED)
-    block, values = np.zeros(ndjson.BLOCK, dtype=np.uint8), np.empty(0, dtype=np.uint8)
+    block, values = np.zeros(BLOCK, dtype=np.uint8), np.empty(0, dtype=np.uint8)
 
     def more() -> tuple[Any, ...]:
         nonlocal values
-        if len(values) < reader.size + ndjson.SPARE:
-            values = np.empty(reader.size + ndjson.SPARE, dtype=np.uint8)
+        if len(values) < reader.size + lines.SPARE:
+            values = np.empty(reader.size + lines.SPARE, dtype=np.uint8)
         return block, values, fast and LITTLE_ENDIAN
 
-    reader.read(ndjson.read_lines, more)
+    reader.read(read_lines, more)
     fields = reader.fields()
     return Parsed(strokes=_strokes(fields), **fields)
 
 
 def _raw(data: Bytes, first: int, last: int) -> RawParsed:
     reader = _LineReader(data, first, last, RAW)
-    reader.read(ndjson.read_raw_lines, tuple)
+    reader.read(read_raw_lines, tuple)
     return RawParsed(**reader.fields())
 
 
 def _binary(data: Bytes) -> Parsed:
     reader = _Reader(data, 0, len(data), BINARY)
     progress, size = reader.progress, PIECE
-    while progress[ndjson.AT] < len(data):
-        at = int(progress[ndjson.AT])
+    while progress[lines.AT] < len(data):
+        at = int(progress[lines.AT])
         reader.make_room(size)
         stop = min(at + max(1, PIECE // 2), len(data))  # the other half for the last record
-        reader.run(binary.read_records, stop, ndjson.SPARE, LITTLE_ENDIAN)
-        if progress[ndjson.AT] == at:  # not a single record fits
+        reader.run(read_records, stop, lines.SPARE, LITTLE_ENDIAN)
+        if progress[lines.AT] == at:  # not a single record fits
             size *= 4
     fields = reader.fields()
     word = np.full(len(fields["key_id"]), -1, dtype=np.int32)

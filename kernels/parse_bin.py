@@ -10,24 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvae.kernels.parse_ndjson import (
-    AT,
-    BAD,
-    DRAWINGS,
+from fastvae.kernels.byte_blocks import Bytes, Int, compiled, word_at, zip32
+from fastvae.kernels.parse_lines import AT, BAD, DRAWINGS, LINE, POINTS, STROKES
+from fastvae.kernels.parse_reasons import (
+    BIN_CUT,
+    BIN_RECOGNIZED,
+    BIN_ZEROS,
     EMPTY_DRAWING,
     EMPTY_STROKE,
-    LINE,
-    POINTS,
-    STROKES,
-    Bytes,
-    Int,
-    compiled,
-    word_at,
-    zip32,
 )
 from fastvae.kernels.strokes import Offsets
 
-BIN_CUT, BIN_RECOGNIZED, BIN_ZEROS = range(26, 29)
 HEADER = 17
 NO_ROOM = 1
 

@@ -8,11 +8,11 @@
    is more than 2 px away, and go on with both halves. Ends that coincide: farthest from that point.
 4. Round, halves to even, and clip to 0..255.
 
-Each stroke keeps its first and its last point even where they are equal, as Google's do; a stroke
-of one point stays one point (Google writes it twice, which draws the same). Of points that are
-equally far, but for rounding errors, the first is kept. A resampled point's time is interpolated
-like its coordinates. The text of the rule is Google's; that it is this rule in detail was found by
-comparing: tests/test_simplify.py has the share of drawings that come out the same in every point.
+Each stroke keeps its first and its last point even where they are equal, as Google's do: a stroke
+of one point becomes two equal points. Of points that are equally far, but for rounding errors, the
+first is kept. A resampled point's time is interpolated like its coordinates. The text of the rule
+is Google's; that it is this rule in detail was found by comparing: tests/test_simplify.py has the
+share of drawings that come out the same in every point.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def _length(x: Numbers, y: Numbers, begin: int, end: int, scale: float) -> float
 @njit(cache=True, nogil=True)
 def _samples(points: int, length: float) -> int:
     """How many points a stroke of that length may be resampled to."""
-    if points < 2:
-        return points
+    if points == 0:
+        return 0
     return 2 + int(min(length, MOST_SAMPLES))
 
 
@@ -206,7 +206,7 @@ def _resample(
             work[2, count] = t[p - 1] + share * (t[p] - t[p - 1])
             count += 1
         passed += piece
-    if count == 0 and end - begin > 1:  # no length: the first point, before the last
+    if count == 0:  # no length: the first point, before the last
         work[0, 0], work[1, 0] = (x[begin] - low_x) * scale, (y[begin] - low_y) * scale
         work[2, 0] = t[begin]
         count = 1

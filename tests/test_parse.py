@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
+import mmap
 import random
 import struct
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fastvae.kernels import parse
-from fastvae.kernels import parse_bin as binary
-from fastvae.kernels import parse_ndjson as ndjson
+from fastvae.kernels import parse_reasons as reasons
 from fastvae.kernels.parse import (
     REASONS,
     Parsed,
@@ -275,7 +278,7 @@ def test_cuts_of_a_long_line() -> None:
     behind = np.frombuffer(data + b"\n" * 600, np.uint8)
     for length in range(len(data) - 150, len(data)):
         parsed = parse_ndjson(behind[:length])
-        assert (len(parsed.key_id), parsed.bad["reason"].tolist()) == (0, [ndjson.CUT])
+        assert (len(parsed.key_id), parsed.bad["reason"].tolist()) == (0, [reasons.CUT])
     assert len(parse_ndjson(behind[: len(data)]).key_id) == 1
 
 
@@ -302,50 +305,50 @@ CHANGED = [
     ('"cat"', '"\\u0063at"', None),
     ('"word"', '"\\u0077ord"', None),
     ('"cat"', '"\\ud83d\\ude00"', None),
-    ('"cat"', '"\\ud83d"', ndjson.WORD_TEXT),
-    ('"cat"', '"\\ude00\\ud83d"', ndjson.WORD_TEXT),
-    ('"cat"', "7", ndjson.WORD_TYPE),
-    ('"cat"', '"c\tat"', ndjson.SYNTAX),
-    ('"cat"', '"c\\at"', ndjson.SYNTAX),
-    ('"cat"', '"c\\u12g4"', ndjson.SYNTAX),
-    ('"word"', '"Word"', ndjson.NO_WORD),
-    ('"key_id"', '"key"', ndjson.NO_KEY_ID),
+    ('"cat"', '"\\ud83d"', reasons.WORD_TEXT),
+    ('"cat"', '"\\ude00\\ud83d"', reasons.WORD_TEXT),
+    ('"cat"', "7", reasons.WORD_TYPE),
+    ('"cat"', '"c\tat"', reasons.SYNTAX),
+    ('"cat"', '"c\\at"', reasons.SYNTAX),
+    ('"cat"', '"c\\u12g4"', reasons.SYNTAX),
+    ('"word"', '"Word"', reasons.NO_WORD),
+    ('"key_id"', '"key"', reasons.NO_KEY_ID),
     ('"5201136883597312"', '"18446744073709551615"', None),
-    ('"5201136883597312"', '"18446744073709551616"', ndjson.KEY_ID),
+    ('"5201136883597312"', '"18446744073709551616"', reasons.KEY_ID),
     ('"5201136883597312"', "18446744073709551615", None),
-    ('"5201136883597312"', "18446744073709551616", ndjson.KEY_ID),
+    ('"5201136883597312"', "18446744073709551616", reasons.KEY_ID),
     ('"5201136883597312"', '"0000000000000000000000000007"', None),
-    ('"5201136883597312"', "007", ndjson.SYNTAX),
-    ('"5201136883597312"', "7.0", ndjson.KEY_ID),
-    ('"5201136883597312"', "-7", ndjson.KEY_ID),
-    ('"5201136883597312"', "null", ndjson.KEY_ID),
-    ('"5201136883597312"', '""', ndjson.KEY_ID),
-    ('"5201136883597312"', '"520113688359731x"', ndjson.KEY_ID),
+    ('"5201136883597312"', "007", reasons.SYNTAX),
+    ('"5201136883597312"', "7.0", reasons.KEY_ID),
+    ('"5201136883597312"', "-7", reasons.KEY_ID),
+    ('"5201136883597312"', "null", reasons.KEY_ID),
+    ('"5201136883597312"', '""', reasons.KEY_ID),
+    ('"5201136883597312"', '"520113688359731x"', reasons.KEY_ID),
     ("true", "false", None),
-    ("true", "1", ndjson.RECOGNIZED_TYPE),
-    ("true", "tru", ndjson.SYNTAX),
+    ("true", "1", reasons.RECOGNIZED_TYPE),
+    ("true", "tru", reasons.SYNTAX),
     ('"recognized":true,', "", None),
     ('"countrycode":"VE",', '"a":[[[]],{}],"b":{"c":{"d":[1,-2.5e+3]}},', None),
     ('"VE"', "[" * 64 + "]" * 64, None),
-    ('"VE"', "[" * 65 + "]" * 65, ndjson.DEEP),
-    ('"VE"', "NaN", ndjson.SYNTAX),
-    ('"VE"', "[1,]", ndjson.SYNTAX),
-    ('"VE"', "{1:2}", ndjson.SYNTAX),
-    ('"VE"', "[}", ndjson.SYNTAX),
-    ('"VE"', '"VE","word":"dog"', ndjson.DUPLICATE),
+    ('"VE"', "[" * 65 + "]" * 65, reasons.DEEP),
+    ('"VE"', "NaN", reasons.SYNTAX),
+    ('"VE"', "[1,]", reasons.SYNTAX),
+    ('"VE"', "{1:2}", reasons.SYNTAX),
+    ('"VE"', "[}", reasons.SYNTAX),
+    ('"VE"', '"VE","word":"dog"', reasons.DUPLICATE),
     ('"VE"', '"VE","countrycode":"US"', None),
-    ('"drawing"', '"drawings"', ndjson.NO_DRAWING),
-    (DRAWING, "null", ndjson.DRAWING_TYPE),
-    (DRAWING, "[]", ndjson.EMPTY_DRAWING),
-    (DRAWING, "[[[],[]]]", ndjson.EMPTY_STROKE),
-    (DRAWING, "[[]]", ndjson.STROKE_SHAPE),
-    (DRAWING, "[[[1]]]", ndjson.STROKE_SHAPE),
-    (DRAWING, "[[[1],[2],[3],[4]]]", ndjson.STROKE_SHAPE),
-    (DRAWING, "[[[1],[2],3]]", ndjson.STROKE_SHAPE),
+    ('"drawing"', '"drawings"', reasons.NO_DRAWING),
+    (DRAWING, "null", reasons.DRAWING_TYPE),
+    (DRAWING, "[]", reasons.EMPTY_DRAWING),
+    (DRAWING, "[[[],[]]]", reasons.EMPTY_STROKE),
+    (DRAWING, "[[]]", reasons.STROKE_SHAPE),
+    (DRAWING, "[[[1]]]", reasons.STROKE_SHAPE),
+    (DRAWING, "[[[1],[2],[3],[4]]]", reasons.STROKE_SHAPE),
+    (DRAWING, "[[[1],[2],3]]", reasons.STROKE_SHAPE),
     (DRAWING, "[[[1],[2],[]]]", None),
-    (DRAWING, "[[[1],[2]],]", ndjson.STROKE_SHAPE),
+    (DRAWING, "[[[1],[2]],]", reasons.STROKE_SHAPE),
     (DRAWING, TIMES, None),
-    ("[0,7,99]", "[0,7]", ndjson.LENGTHS),
+    ("[0,7,99]", "[0,7]", reasons.LENGTHS),
     ("255", "12.0", None),
     ("255", "1e1", None),
     ("255", "2.55E+2", None),
@@ -353,26 +356,26 @@ CHANGED = [
     ("255", "-0", None),
     ("255", "0e999999999999999999999999", None),
     ("255", "1" + "0" * 400 + "e-400", None),
-    ("255", "1.00000000000000000000000000001", ndjson.NOT_INTEGER),
-    ("255", "1e-400", ndjson.NOT_INTEGER),
-    ("255", "1e99999999999999999999", ndjson.RANGE),
-    ("255", "256", ndjson.RANGE),
-    ("255", "-1", ndjson.RANGE),
-    ("255", "1000", ndjson.RANGE),
-    ("255", "0.5", ndjson.NOT_INTEGER),
-    ("255", "null", ndjson.NOT_NUMBER),
-    ("255", '"5"', ndjson.NOT_NUMBER),
-    ("255", "", ndjson.NOT_NUMBER),
-    ("255", "05", ndjson.SYNTAX),
-    ("255", "5.", ndjson.SYNTAX),
-    ("255", "5e", ndjson.SYNTAX),
-    ("255", "+5", ndjson.NOT_NUMBER),
-    ("]]]}", "]]]", ndjson.CUT),
-    ("]]]}", "]]]} {}", ndjson.TRAILING),
-    ("]]]}", "]]]},", ndjson.TRAILING),
-    (GOOD, "[]", ndjson.NOT_OBJECT),
-    (GOOD, "{}", ndjson.NO_WORD),
-    (GOOD, "nonsense", ndjson.NOT_OBJECT),
+    ("255", "1.00000000000000000000000000001", reasons.NOT_INTEGER),
+    ("255", "1e-400", reasons.NOT_INTEGER),
+    ("255", "1e99999999999999999999", reasons.RANGE),
+    ("255", "256", reasons.RANGE),
+    ("255", "-1", reasons.RANGE),
+    ("255", "1000", reasons.RANGE),
+    ("255", "0.5", reasons.NOT_INTEGER),
+    ("255", "null", reasons.NOT_NUMBER),
+    ("255", '"5"', reasons.NOT_NUMBER),
+    ("255", "", reasons.NOT_NUMBER),
+    ("255", "05", reasons.SYNTAX),
+    ("255", "5.", reasons.SYNTAX),
+    ("255", "5e", reasons.SYNTAX),
+    ("255", "+5", reasons.NOT_NUMBER),
+    ("]]]}", "]]]", reasons.CUT),
+    ("]]]}", "]]]} {}", reasons.TRAILING),
+    ("]]]}", "]]]},", reasons.TRAILING),
+    (GOOD, "[]", reasons.NOT_OBJECT),
+    (GOOD, "{}", reasons.NO_WORD),
+    (GOOD, "nonsense", reasons.NOT_OBJECT),
 ]
 
 
@@ -384,8 +387,8 @@ def test_one_change(old: str, new: str, reason: int | None) -> None:
     data = "\n".join([GOOD, line, GOOD, line]).encode()
     check(data)
     check(line.encode())
-    reasons = parse_ndjson(data).bad["reason"].tolist()
-    assert reasons == ([] if reason is None else [reason] * 2)
+    found = parse_ndjson(data).bad["reason"].tolist()
+    assert found == ([] if reason is None else [reason] * 2)
     check("\n".join([GOOD, line] + [GOOD] * 9).encode())
 
 
@@ -404,7 +407,7 @@ def test_one_change(old: str, new: str, reason: int | None) -> None:
 def test_utf8_in_a_word(text: bytes, good: bool) -> None:
     data = b"\n".join([GOOD.encode().replace(b"cat", text)] * 3)
     check(data)
-    assert parse_ndjson(data).bad["reason"].tolist() == ([] if good else [ndjson.UTF8] * 3)
+    assert parse_ndjson(data).bad["reason"].tolist() == ([] if good else [reasons.UTF8] * 3)
 
 
 @pytest.mark.parametrize(
@@ -540,17 +543,17 @@ def test_floats_of_many_digits_are_within_one_unit() -> None:
     [
         ("[[[1.5,2],[3,4e2],[5,6]]]", None),
         ("[[[1,2],[3,4]]]", None),
-        ("[[[10000000.1],[3]]]", ndjson.FAR),
-        ("[[[1],[-1e999]]]", ndjson.FAR),
-        ("[[[1],[2],[1e16]]]", ndjson.LATE),
-        ("[[[1],[2],[3,4]]]", ndjson.TIME_LENGTH),
-        (TIMES, ndjson.TIME_LENGTH),
-        ("[[[1],[2],[null]]]", ndjson.NOT_NUMBER),
-        ("[[[1],[2],[]]]", ndjson.EMPTY_STROKE),
-        ("[[[1],[2],[3],[4]]]", ndjson.STROKE_SHAPE),
-        ("[[[1,2],[3]]]", ndjson.LENGTHS),
-        ("[]", ndjson.EMPTY_DRAWING),
-        ("[[[1]]]", ndjson.STROKE_SHAPE),
+        ("[[[10000000.1],[3]]]", reasons.FAR),
+        ("[[[1],[-1e999]]]", reasons.FAR),
+        ("[[[1],[2],[1e16]]]", reasons.LATE),
+        ("[[[1],[2],[3,4]]]", reasons.TIME_LENGTH),
+        (TIMES, reasons.TIME_LENGTH),
+        ("[[[1],[2],[null]]]", reasons.NOT_NUMBER),
+        ("[[[1],[2],[]]]", reasons.EMPTY_STROKE),
+        ("[[[1],[2],[3],[4]]]", reasons.STROKE_SHAPE),
+        ("[[[1,2],[3]]]", reasons.LENGTHS),
+        ("[]", reasons.EMPTY_DRAWING),
+        ("[[[1]]]", reasons.STROKE_SHAPE),
     ],
 )
 def test_raw_drawings(drawing: str, reason: int | None) -> None:
@@ -603,7 +606,7 @@ def test_every_cut_of_a_binary_file() -> None:
         parsed = parse_bin(behind[:length])
         whole = sum(end <= length for end in ends) - 1
         assert binary_rows(parsed) == rows[:whole]
-        expected = [] if length in ends else [(whole, ends[whole], binary.BIN_CUT)]
+        expected = [] if length in ends else [(whole, ends[whole], reasons.BIN_CUT)]
         assert parsed.bad.tolist() == expected
 
 
@@ -611,12 +614,12 @@ def test_broken_binary_records() -> None:
     rows, packed = some_records(3)
     start = len(packed[0])
     nothing, gap = binary_record(7, 1, []), binary_record(8, 0, [[[], []], [[1], [2]]])
-    for broken, reason in ((nothing, ndjson.EMPTY_DRAWING), (gap, ndjson.EMPTY_STROKE)):
+    for broken, reason in ((nothing, reasons.EMPTY_DRAWING), (gap, reasons.EMPTY_STROKE)):
         parsed = parse_bin(packed[0] + broken + packed[1])
         assert binary_rows(parsed) == rows[:2]
         assert parsed.bad.tolist() == [(1, start, reason)]
     strange = binary_record(9, 2, [[[1], [2]]])
-    for broken, reason in ((strange, binary.BIN_RECOGNIZED), (b"\0" * 500, binary.BIN_ZEROS)):
+    for broken, reason in ((strange, reasons.BIN_RECOGNIZED), (b"\0" * 500, reasons.BIN_ZEROS)):
         parsed = parse_bin(packed[0] + broken + packed[1])
         assert binary_rows(parsed) == rows[:1]
         assert parsed.bad.tolist() == [(1, start, reason)]
@@ -635,7 +638,137 @@ def test_binary_noise() -> None:
         assert parsed.lines == len(parsed.key_id) + len(parsed.bad)
 
 
+# Attacks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded() -> NDArray[np.uint8]:
+    """64 pages of memory in front of one that cannot be touched: whoever reads on is killed."""
+    if sys.platform == "win32":
+        pytest.skip("no mprotect")
+    size = 64 * mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, size + mmap.PAGESIZE), np.uint8)
+    guard = ctypes.c_void_p(memory.ctypes.data + size)
+    assert ctypes.CDLL(None).mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    return memory[:size]
+
+
+def at_the_end(guarded: NDArray[np.uint8], data: bytes) -> NDArray[np.uint8]:
+    place = guarded[len(guarded) - len(data) :]
+    place[:] = np.frombuffer(data, np.uint8)
+    return place
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_nothing_is_read_behind_the_buffer(raw: bool, guarded: NDArray[np.uint8]) -> None:
+    rng = random.Random(12)
+    axis = ",".join(str(i) for i in range(256))
+    line = GOOD.replace(DRAWING, f"[[[{axis}],[{axis}]]]").encode()
+    long, escaped = 8 * (line + b"\n"), GOOD.replace("cat", "\\ud83d\\ude00").encode()
+    made = [long[: len(long) - cut] for cut in range(0, 1500, 13)]
+    made += [escaped[:length] for length in range(len(escaped))]
+    made += [b"\n".join(canonical(record(rng, raw)) for _ in range(5)) for _ in range(20)]
+    made += [damaged(rng, canonical(record(rng, raw))) for _ in range(100)]
+    made += [text * 700 for text in (b"{", b"[", b'"', b"\\", b"1", b" ", b"\xc3", b"\0")]
+    for data in made:
+        good, bad = slow(data, raw)
+        for fast in (False,) if raw else (False, True):
+            place = at_the_end(guarded, data)
+            parsed = parse_ndjson_raw(place) if raw else parse_ndjson(place, fast=fast)
+            assert (listed(parsed), bad_lines(parsed)) == (good, bad)
+
+
+def test_nothing_is_read_behind_a_binary_file(guarded: NDArray[np.uint8]) -> None:
+    rows, packed = some_records(6)
+    data, ends = b"".join(packed), [*itertools.accumulate(map(len, packed))]
+    # Lengths that promise more than there is, at every distance from the end.
+    promise = binary_record(7, 1, [[[1], [2]]])[:15]
+    endings = [
+        b"\xff",
+        b"\xff\xff",
+        b"\xff\xff" * 2,
+        b"\xff\xff" * 40,
+        b"\1\0\xff\xff" + b"a" * 131069,
+    ]
+    made = [data[:length] for length in range(len(data))]
+    made += [data + promise + ending for ending in endings]
+    for one in made:
+        parsed = parse_bin(at_the_end(guarded, one))
+        whole = sum(end <= len(one) for end in ends)
+        assert binary_rows(parsed) == rows[:whole]
+        assert len(parsed.bad) == (len(one) not in (0, *ends))
+    kept = promise + b"\1\0\xff\xff" + b"a" * 131070
+    assert parse_bin(at_the_end(guarded, kept)).strokes.points.shape == (65535, 2)
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 20])
+@pytest.mark.parametrize(
+    "more", ["2,\n", "2],[3,4]],[[1,\n", "11," * 20 + "1],[7," + "11," * 20 + "1]],[[7,"]
+)
+def test_numbers_on_the_lines_behind(
+    more: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that go on like the drawing of the one before: there is room for its own line only."""
+    monkeypatch.setattr(parse, "PIECE", piece)
+    start = GOOD[: GOOD.index(DRAWING)] + "[[[1,\n"
+    data = (f"{GOOD}\n" + start + more * 2000 + f"\n{GOOD}\n" + start + more * 2000).encode()
+    check(data)
+
+
+def shortened(value: object) -> str:
+    """The name of a test with a value of a million characters."""
+    return repr(value)[:20]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"VE"', "[" * 10**5 + "]" * 10**5, reasons.DEEP),
+        ('"VE"', '{"a":' * 10**5 + "1" + "}" * 10**5, reasons.DEEP),
+        (DRAWING, "[" * 10**5 + "]" * 10**5, reasons.NOT_NUMBER),
+        (DRAWING, "[[[1],[2]," + "[" * 10**5, reasons.DEEP),
+        ("255", "1" * 10**6, reasons.RANGE),
+        ("255", "1e" + "9" * 10**6, reasons.RANGE),
+        ("255", "0." + "0" * 10**6 + "1", reasons.NOT_INTEGER),
+        ("255", "1" + "0" * 10**6 + "e-1000000", None),
+        ("255", "1e308", reasons.RANGE),
+        ("255", "NaN", reasons.NOT_NUMBER),
+        ("255", "-Infinity", reasons.SYNTAX),
+        ("20", "2\x000", reasons.SYNTAX),
+        ("cat", "c\x00t", reasons.SYNTAX),
+        ("cat", "c" * 10**6, None),
+        ("VE", "\\ud800", None),
+        (GOOD, "\x00" * 10**6, reasons.NOT_OBJECT),
+        (GOOD, '{"' + "a" * 10**6, reasons.CUT),
+    ],
+    ids=shortened,
+)
+def test_large_and_strange(old: str, new: str, reason: int | None) -> None:
+    data = "\n".join([GOOD, GOOD.replace(old, new, 1), GOOD]).encode()
+    expected = [] if reason is None else [reason]
+    for fast in (True, False):
+        assert parse_ndjson(data, fast=fast).bad["reason"].tolist() == expected
+    assert len(parse_ndjson_raw(data).bad) <= 1
+
+
+@pytest.mark.parametrize(
+    ("drawing", "reason"),
+    [
+        ("[[[1e308],[1]]]", reasons.FAR),
+        ("[[[1],[-1e308]]]", reasons.FAR),
+        ("[[[NaN],[1]]]", reasons.NOT_NUMBER),
+        ("[[[1],[Infinity]]]", reasons.NOT_NUMBER),
+        ("[[[1,2],[3,4],[-5,-1e3]]]", None),
+        (f"[[[{'1.2345678901234567,' * 10**6}1],[{'2,' * 10**6}2]]]", None),
+    ],
+    ids=shortened,
+)
+def test_strange_raw_drawings(drawing: str, reason: int | None) -> None:
+    parsed = parse_ndjson_raw(GOOD.replace(DRAWING, drawing).encode())
+    assert parsed.bad["reason"].tolist() == ([] if reason is None else [reason])
+
+
 def test_every_reason_has_a_text() -> None:
     """The codes are consecutive, so that a new one without a text is seen."""
-    assert sorted(REASONS) == list(range(1, max(ndjson.TIME_LENGTH, binary.BIN_ZEROS) + 1))
+    assert sorted(REASONS) == list(range(1, max(reasons.TIME_LENGTH, reasons.BIN_ZEROS) + 1))
     assert len(set(REASONS.values())) == len(REASONS)

@@ -115,7 +115,7 @@ def test_as_google_does() -> None:
         mine, theirs = ours.strokes_of(d), google.strokes.strokes_of(g)
         assert len(mine) == len(theirs)
         same += all(map(np.array_equal, mine, theirs))
-    assert same >= 0.94 * len(both), f"{same} of {len(both)}"
+    assert same >= 0.96 * len(both), f"{same} of {len(both)}"
     for one in np.split(times, ours.stroke_offset[1:-1]):
         assert (np.diff(one) >= 0).all()
 
@@ -138,7 +138,7 @@ def test_what_is_on_a_line_goes() -> None:
 @pytest.mark.parametrize(
     ("points", "expected"),
     [
-        ([(7, 7)], [[0, 0]]),
+        ([(7, 7)], [[0, 0]] * 2),
         ([(7, 7)] * 2, [[0, 0]] * 2),
         ([(7, 7)] * 5, [[0, 0]] * 2),
         ([(1, 1), (2, 1)], [[0, 0], [255, 0]]),
@@ -157,7 +157,7 @@ def test_strokes_without_length_beside_others() -> None:
     dot, still = stroke([(30, 40)]), stroke([(10, 0)] * 3)
     strokes, _ = simplify(raw_set([[stroke([(0, 0), (51, 51)]), dot, still]]))
     found = [one.tolist() for one in strokes.strokes_of(0)]
-    assert found == [[[0, 0], [255, 255]], [[150, 200]], [[50, 0], [50, 0]]]
+    assert found == [[[0, 0], [255, 255]], [[150, 200]] * 2, [[50, 0]] * 2]
 
 
 def test_nothing() -> None:
