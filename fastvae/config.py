@@ -150,14 +150,17 @@ class StrokesConfig:
         _require(0.0 <= self.padding <= 512.0, "strokes.padding", self.padding, "0 to 512")
         low, high = self.shown
         _require(0.0 <= low <= high <= 1.0, "strokes.shown", self.shown, "0 <= low <= high <= 1")
-        for name, most in (("rotate", 180.0), ("scale", 2.0), ("shear", 2.0), ("shift", 256.0)):
+        for name, most in (("rotate", 180.0), ("scale", 1.0), ("shear", 1.0), ("shift", 64.0)):
             value = getattr(self, name)
             _require(0.0 <= value <= most, f"strokes.{name}", value, f"0 to {most:g}")
         _require(self.doodles >= 100, "strokes.doodles", self.doodles, "100 or more")
-        if self.raster == "binary" and (self.jittered or self.line_width != 16.0):
+        if self.raster == "binary" and (
+            self.jittered or self.line_width != 16.0 or self.padding != 16.0
+        ):
             raise UserError(
                 "strokes.raster = 'binary' draws lines of 3 pixels as they are: leave rotate, "
-                "scale, shear and shift at 0 and line_width alone, or use --strokes.raster fast"
+                "scale, shear and shift at 0, line_width and padding alone, or use "
+                "--strokes.raster fast"
             )
 
     @property

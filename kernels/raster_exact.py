@@ -11,7 +11,7 @@ one stroke() per stroke):
   the ends, by the point itself on the inside of a join.
 - The outline is filled where its winding number is not 0: coverage within a stroke is a union. It
   is sampled on 15 lines per row of pixels, exact to 1/256 px along the line; a row without corners
-  or crossings is computed from areas (``raster_exact_scan.py``).
+  or crossings is computed from areas (``raster_exact_scan.py``, ``raster_exact_rows.py``).
 - Coverage c becomes alpha = floor((17 c + 256) / 512), c in 7680ths. Strokes compose in 8 bits:
   alpha + t', t' = (t + floor(t / 256)) / 256 of t = 127 + below (255 - alpha); or by "max".
 
@@ -27,10 +27,19 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fastvae.kernels.raster_exact_lanes import clear, copy
-from fastvae.kernels.raster_exact_outline import OPTIONS, Ints, Path, Pen, outline, pen_of, place
+from fastvae.kernels.raster_exact_outline import (
+    OPTIONS,
+    Ints,
+    Path,
+    Pen,
+    inlined,
+    outline,
+    pen_of,
+    place,
+)
+from fastvae.kernels.raster_exact_rows import CROWD, rows
 from fastvae.kernels.raster_exact_scan import (
     CHAIN,
-    CROWD,
     EDGE,
     LINES,
     Edges,
@@ -38,10 +47,10 @@ from fastvae.kernels.raster_exact_scan import (
     chains,
     clipped_edges,
     edges_of,
-    rows,
 )
-from fastvae.kernels.raster_frame import Frame, first_bad, in_threads, transform
-from fastvae.kernels.strokes import Offsets, Points, Strokes
+from fastvae.kernels.raster_frame import Frame, first_bad, in_threads, largest
+from fastvae.kernels.raster_frame import place as map_to_px
+from fastvae.kernels.strokes import Offsets, Strokes
 
 Images = NDArray[np.uint8]
 Affine = NDArray[np.float32]
@@ -55,7 +64,8 @@ ROOM = 1 << 16
 rows."""
 EVERYWHERE = 1 << 40
 
-i8 = np.int64
+i8: Any = np.int64
+f8: Any = np.float64
 
 
 def render(
@@ -78,16 +88,17 @@ def render(
         return bad
     cuts = _read_only(np.empty(0, np.int64) if cut is None else cut)
     maps = _read_only(np.empty((0, 2, 3), np.float32) if affine is None else affine)
-    flat = full.reshape(-1)
-    flat_partial = np.empty(0, np.uint8) if partial is None else partial.reshape(-1)
+    full = full.reshape(-1)
+    partial = np.empty(0, np.uint8) if partial is None else partial.reshape(-1)
+    flat = points.reshape(-1)
     key = np.empty(1, np.uint16 if frame.side <= SMALL else np.uint32)
     units = (float(frame.scale), float(frame.margin), 256.0 * frame.radius)
     pen = pen_of(frame)
 
     def run(lo: int, hi: int) -> None:
         _render(
-            points, stroke_offset, drawing_offset, index, cuts, maps, int(frame.side), units, pen,
-            composite == "max", key, flat, flat_partial, lo, hi,
+            flat, stroke_offset, drawing_offset, index, cuts, maps, int(frame.side), units, pen,
+            composite == "max", key, full, partial, lo, hi,
         )  # fmt: skip
 
     in_threads(run, len(index), threads)
@@ -101,9 +112,9 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-@njit(**OPTIONS)
+@njit(cache=True, nogil=True)
 def _render(
-    points: Points,
+    flat: Images,
     stroke_offset: Offsets,
     drawing_offset: Offsets,
     index: Offsets,
@@ -119,58 +130,81 @@ def _render(
     lo: Any,
     hi: Any,
 ) -> None:
-    """Drawings index[lo:hi]. units: scale, margin in points' units, radius in 1/256 px. like: an
-    array of the dtype of keys."""
+    """Drawings index[lo:hi]. flat: points, (2 P,). units: scale, margin in points' units, radius in
+    1/256 px. like: an array of the dtype of keys."""
+    longest = i8(1)
+    for b in range(lo, hi):
+        for s in range(drawing_offset[index[b]], drawing_offset[index[b] + 1]):
+            longest = max(longest, stroke_offset[s + 1] - stroke_offset[s])
+    path, vx, vy, edges, scratch = _scratch(longest, pen.size, side, like)
+    # the second canvas is for the last stroke of a partial image
+    canvas = np.zeros(2 * (side + 1) * (side + MARGIN), np.uint8)
+    _drawings(
+        flat, stroke_offset, drawing_offset, index, cut, affine, side, units, pen, highest,
+        path, vx, vy, edges, scratch, canvas, full, partial, lo, hi,
+    )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def _drawings(
+    flat: Images,
+    stroke_offset: Offsets,
+    drawing_offset: Offsets,
+    index: Offsets,
+    cut: Offsets,
+    affine: Affine,
+    side: Any,
+    units: Any,
+    pen: Pen,
+    highest: Any,
+    path: Path,
+    vx: Ints,
+    vy: Ints,
+    edges: Edges,
+    scratch: Scratch,
+    canvas: Images,
+    full: Images,
+    partial: Images,
+    lo: Any,
+    hi: Any,
+) -> None:
+    """``_render`` with its scratch."""
     scale, margin, radius = units
     pitch = side + MARGIN
-    room = side * pitch + MARGIN
-    canvas = np.zeros(2 * room, np.uint8)  # the second is for a partial image's last stroke
-    path, (vx, vy), edges, scratch = _scratch(64, 512, side, like)
+    room = (side + 1) * pitch
+    plain = len(affine) == 0
     for b in range(lo, hi):
         first, last = drawing_offset[index[b]], drawing_offset[index[b] + 1]
         begin, end = stroke_offset[first], stroke_offset[last]
-        to_px = transform(points, begin, end, affine, b, side, scale)
-        plain = len(affine) == 0
+        max_x, max_y = largest(flat, begin, end)
+        to_px = map_to_px(max_x, max_y, affine, b, side, scale)
         if plain:
-            x, y = 0.5 * side - to_px[2], 0.5 * side - to_px[5]
-            x, y = round(2 * x / scale) * 0.5, round(2 * y / scale) * 0.5  # halves: exact
-            to_px = (128.0 - x, scale, margin * scale, 128.0 - y, 0.0, 0.0)
+            x, y = (256.0 - f8(max_x)) * 0.5, (256.0 - f8(max_y)) * 0.5
+            to_px = (x, scale, margin * scale, y, 0.0, 0.0)
         left = min(max(cut[b], 0), end - begin) if len(cut) > 0 else i8(-1)  # -1: all is done
         clear(canvas, 0, room)
         for s in range(first, last):
             count = stroke_offset[s + 1] - stroke_offset[s]
-            if 0 <= left < count:  # the partial image ends here
+            ends = 0 <= left < count  # the partial image does, in this stroke
+            if ends:
                 copy(canvas, room, canvas, 0, room)
-            for part in range(2):
-                take = count
-                if part == 0:
-                    if not 0 < left < count:
-                        continue
-                    take = left
-                if take == 0:
-                    continue
-                if take > len(path.x):
-                    path, (vx, vy), edges, scratch = _scratch(2 * take, len(vx), side, like)
-                subs, x0, y0, x1, y1 = place(points, stroke_offset[s], take, to_px, plain, path)
-                need = (take + 2) * (pen.size // 2 + 10) + 2 * pen.size
-                if 2 * need > len(vx):
-                    path, (vx, vy), edges, scratch = _scratch(len(path.x), 4 * need, side, like)
-                    subs, x0, y0, x1, y1 = place(points, stroke_offset[s], take, to_px, plain, path)
-                box = (
-                    (x0 - pen.reach) >> 8,
-                    (y0 - pen.reach) >> 8,
-                    -((-x1 - pen.reach) >> 8),
-                    -((-y1 - pen.reach) >> 8),
-                )
-                _stroke(
-                    path, subs, vx, vy, edges, scratch, box, radius, pen, side, canvas,
-                    room if part == 0 else 0, pitch, highest,
-                )  # fmt: skip
-            if 0 <= left < count:
+            for part in range(0 if ends else 1, 2):
+                take = left if part == 0 else count
+                if take > 0:
+                    subs, x0, y0, x1, y1 = place(flat, stroke_offset[s], take, to_px, plain, path)
+                    box = (
+                        (x0 - pen.reach) >> 8,
+                        (y0 - pen.reach) >> 8,
+                        -((-x1 - pen.reach) >> 8),
+                        -((-y1 - pen.reach) >> 8),
+                    )
+                    _stroke(
+                        path, subs, vx, vy, edges, scratch, box, radius, pen, side, canvas,
+                        room if part == 0 else 0, pitch, highest,
+                    )  # fmt: skip
+            if ends:
                 _deliver(canvas, room, pitch, side, partial, b)
-                left = i8(-1)
-            elif left >= 0:
-                left -= count
+            left = i8(-1) if ends or left < 0 else left - count
         _deliver(canvas, 0, pitch, side, full, b)
         if left >= 0:
             _deliver(canvas, 0, pitch, side, partial, b)
@@ -182,9 +216,11 @@ def _deliver(canvas: Images, start: Any, pitch: Any, side: Any, out: Images, b: 
         copy(out, (b * side + row) * side, canvas, start + row * pitch, side)
 
 
-@njit(**OPTIONS)
-def _scratch(points: Any, vertices: Any, side: Any, like: Any) -> Any:
-    """Path for that many points of a stroke; places for vertices; edges; Scratch."""
+@njit(cache=True, nogil=True)
+def _scratch(points: Any, pen_size: Any, side: Any, like: Any) -> Any:
+    """Path, vertices (x, y), Edges and Scratch for strokes of so many points. Most of it is never
+    touched: few joins need half a pen."""
+    vertices = (points + 2) * (pen_size // 2 + 10) + 2 * pen_size
     edges = 3 * vertices
     path = Path(
         np.empty(points, np.int32),
@@ -193,13 +229,12 @@ def _scratch(points: Any, vertices: Any, side: Any, like: Any) -> Any:
         np.empty(points, np.int32),
         np.empty(points, np.int32),
     )
-    corners = np.empty(vertices + 16, np.int32), np.empty(vertices + 16, np.int32)
     edge = Edges(
-        np.empty(edges, np.int32),
-        np.empty(edges, np.int32),
-        np.empty(edges),
-        np.empty(edges),
-        np.empty(edges),
+        np.empty(edges + 16, np.int32),
+        np.empty(edges + 16, np.int32),
+        np.empty(edges + 16),
+        np.empty(edges + 16),
+        np.empty(edges + 16),
     )
     keys = max(ROOM, 64 * edges)
     scratch = Scratch(
@@ -217,10 +252,11 @@ def _scratch(points: Any, vertices: Any, side: Any, like: Any) -> Any:
         np.empty(CROWD + 1),
         np.zeros(side + 2 * MARGIN, np.int32),
     )
-    return path, corners, edge, scratch
+    vx, vy = np.empty(2 * vertices + 32, np.int32), np.empty(2 * vertices + 32, np.int32)
+    return path, vx, vy, edge, scratch
 
 
-@njit(**OPTIONS)
+@inlined
 def _stroke(
     path: Path,
     subs: Any,
@@ -259,15 +295,19 @@ def _stroke(
         else:
             n = edges_of(vx, vy, lo, hi, edges, n)
         begin = end
-    lines = i8(0)
-    for i in range(n):
-        lines += abs(edges.y1[i] - edges.y0[i])
-    # Rows at a time: all of them, if their keys have room, else so many that they must have.
+    # All rows at once if their keys have room, else so many that they must have. No edge leaves
+    # the box: it is as far around the path's points as the pen reaches.
     most = (len(scratch.key) - 64 - 33 * n) // (LINES * max(n, 1))
-    high = bottom - top if lines + 33 * n < len(scratch.key) - 64 else max(most, 1)
+    band = most < bottom - top
+    if band:
+        lines = i8(0)
+        for i in range(n):
+            lines += abs(i8(edges.y1[i]) - i8(edges.y0[i]))
+        band = lines + 33 * n >= len(scratch.key) - 64
+    high = max(most, 1) if band else bottom - top
     far = 2 * 256 * (side + MARGIN) + 1
     while top < bottom:
         until = min(top + high, bottom)
-        chains(edges, n, top, until, scratch, far)
+        chains(edges, n, top, until, band, scratch, far)
         rows(edges, scratch, (left, top, right, until), canvas, start, pitch, far, highest)
         top = until

@@ -173,15 +173,14 @@ def splat(typing: Any, like: Any, value: Any) -> Any:
 
 
 @intrinsic
-def steps(typing: Any, like: Any, step: Any) -> Any:
-    """Lane k is k step. step: a literal."""
+def numbers(typing: Any, like: Any) -> Any:
+    """Lane k is k."""
     lanes = Lanes(like.dtype)
-    values = [k * step.literal_value for k in range(COUNT)]
 
     def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _constant(lanes.vector, values)
+        return _constant(lanes.vector, list(range(COUNT)))
 
-    return lanes(like, step), make
+    return lanes(like), make
 
 
 @intrinsic
@@ -191,12 +190,49 @@ def ramp(typing: Any, like: Any, start: Any, step: Any) -> Any:
 
     def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         numbers = _constant(DOUBLES, [float(k) for k in range(COUNT)])
-        slope = builder.fmul(_spread(builder, args[2], DOUBLES), numbers, flags=("contract",))
-        value = builder.fadd(_spread(builder, args[1], DOUBLES), slope, flags=("contract",))
-        whole = builder.fptosi(value, WORDS)
+        kind = ir.FunctionType(DOUBLES, [DOUBLES] * 3)
+        fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{COUNT}f64")
+        begin, slope = (_spread(builder, arg, DOUBLES) for arg in args[1:])
+        whole = builder.fptosi(builder.call(fused, [slope, numbers, begin]), WORDS)
         return builder.trunc(whole, lanes.vector) if lanes.vector != WORDS else whole
 
     return lanes(like, types.float64, types.float64), make
+
+
+@intrinsic
+def lines(typing: Any, xs: Any, ys: Any, at: Any, a: Any, b: Any, extra: Any, to: Any) -> Any:
+    """The lines through points at + k and at + k + 1 of xs, ys (int32, 256 to a px) to the places
+    to + k of a, b and extra (float64): see ``raster_exact_scan.py``. 15 lines of samples a row."""
+
+    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def numbers(kind: Any, array: Any, offset: Any) -> Any:
+            place = _vector_at(context, builder, kind, array, offset, WORDS)
+            return builder.sitofp(builder.load(place, align=4), DOUBLES)
+
+        def put(kind: Any, array: Any, value: Any) -> None:
+            place = _vector_at(context, builder, kind, array, args[6], DOUBLES)
+            builder.store(value, place, align=8)
+
+        def number(value: float) -> Any:
+            return _constant(DOUBLES, [value] * COUNT)
+
+        after = builder.add(args[2], ir.Constant(args[2].type, 1))
+        x, y = numbers(xs, args[0], args[2]), numbers(ys, args[1], args[2])
+        dx = builder.fsub(numbers(xs, args[0], after), x)
+        dy = builder.fsub(numbers(ys, args[1], after), y)
+        part = builder.fdiv(number(1.0), builder.fmul(dy, number(15.0)))
+        slope = builder.fmul(dx, part)
+        quarter = builder.fmul(part, number(0.25))
+        negative = builder.fcmp_ordered("<", quarter, number(0.0))
+        least = builder.select(negative, builder.fneg(quarter), quarter)
+        from_y = builder.fsub(number(128.0), builder.fmul(y, number(15.0)))
+        begin = builder.fadd(builder.fadd(x, number(0.5)), least)
+        put(a, args[3], builder.fadd(begin, builder.fmul(from_y, slope)))
+        put(b, args[4], builder.fmul(slope, number(256.0)))
+        put(extra, args[5], least)
+        return context.get_dummy_value()
+
+    return types.void(xs, ys, types.intp, a, b, extra, types.intp), make
 
 
 def _binary(combine: Callable[[Any, Any, Any], Any]) -> Any:
@@ -223,6 +259,7 @@ either = _binary(lambda builder, a, b: builder.or_(a, b))
 without = _binary(lambda builder, a, b: builder.and_(a, builder.not_(b)))
 left = _binary(lambda builder, a, b: builder.shl(a, b))
 right = _binary(lambda builder, a, b: builder.lshr(a, b))
+shift = _binary(lambda builder, a, b: builder.ashr(a, b))  # to the right, of signed numbers
 # of unsigned numbers; less_by is max(a - b, 0)
 low = _binary(lambda builder, a, b: builder.select(_less(builder, a, b), a, b))
 high = _binary(lambda builder, a, b: builder.select(_less(builder, a, b), b, a))

