@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from fastvae.data.drawings import INDEX, Drawings, load
 from fastvae.data_tools.arguments import at_least
 from fastvae.data_tools.pieces import expand, pieces
-from fastvae.data_tools.quickdraw import MANIFEST, SPLITS
+from fastvae.data_tools.quickdraw import MANIFEST, SPLITS, readable
 from fastvae.errors import UserError
 
 
@@ -53,20 +54,30 @@ def run(args: argparse.Namespace) -> int:
 
 def _packed(folder: Path, most: int) -> None:
     """A folder made by ``fastvae-data quickdraw``, or one set of it."""
-    names = [name for name in SPLITS if (folder / name).is_dir()]
-    sets = {name: load(folder / name, verify=True) for name in names}
-    if not sets:
-        sets = {folder.name: load(folder, verify=True)}
+    whole = (folder / MANIFEST).is_file() or (folder / SPLITS[0]).is_dir()
+    names = SPLITS if whole else ("",)
+    sets = {name or folder.name: load(folder / name, verify=True) for name in names}
+    statistics = _Statistics()
     for name, drawings in sets.items():
         size = drawings.nbytes
         print(f"{name:>6}: {len(drawings):,} drawings, {size / 1e6:,.1f} MB, checksums right")
-    _statistics(list(sets.values()), most)
-    keys = [drawings.key_id for drawings in sets.values()]
-    twice = sum(map(len, keys)) - len(np.unique(np.concatenate(keys)))
+        statistics.add(drawings)
+    statistics.show(most)
+    keys = {name: np.unique(drawings.key_id) for name, drawings in sets.items()}
+    twice = sum(map(len, sets.values())) - sum(map(len, keys.values()))
     if twice:
-        print(f"keys: {twice:,} drawings share the key of another (all in the same split)")
-    if (folder / MANIFEST).is_file():
+        print(f"keys: {twice:,} drawings share the key of another in the same split")
+    if whole:
         _origin(folder / MANIFEST)
+    if len({drawings.words for drawings in sets.values()}) > 1:
+        raise UserError(f"{folder}: its splits have different tables of categories: pack again")
+    for one, other in itertools.combinations(keys, 2):
+        shared = np.intersect1d(keys[one], keys[other], assume_unique=True)
+        if len(shared):
+            raise UserError(
+                f"{folder}: {len(shared):,} keys, e.g. {shared[0]}, are in {one} and in {other}: "
+                "pack again"
+            )
 
 
 def _origin(path: Path) -> None:
@@ -87,15 +98,15 @@ def _origin(path: Path) -> None:
 
 def _files(paths: list[Path], most: int) -> None:
     """Files that are not packed: parse them, list what is bad."""
-    parts: list[Drawings] = []
+    statistics = _Statistics()
     reasons: Counter[str] = Counter()
     for piece in pieces(expand(paths)):
-        parts.append(piece.drawings)
+        statistics.add(piece.drawings)
         for record in piece.bad:
             if reasons.total() < most:
-                print(f"bad: {piece.path}:{record.line}: {record.reason}")
+                print(f"bad: {readable(piece.path)}:{record.line}: {record.reason}")
             reasons[record.reason] += 1
-    _statistics(parts, most)
+    statistics.show(most)
     if reasons:
         raise UserError(
             f"{reasons.total():,} bad records ("
@@ -104,36 +115,44 @@ def _files(paths: list[Path], most: int) -> None:
         )
 
 
-def _statistics(parts: list[Drawings], most: int) -> None:
-    """Categories, and how large drawings are."""
-    names: Counter[str] = Counter()
-    recognized = total = 0
-    strokes: list[NDArray[Any]] = []
-    points: list[NDArray[Any]] = []
-    times: list[NDArray[Any]] = []
-    for part in parts:
+class _Statistics:
+    """Categories, and how large drawings are; 12 bytes per drawing are kept."""
+
+    def __init__(self) -> None:
+        self.words: Counter[str] = Counter()
+        self.recognized = 0
+        self.sizes: dict[str, list[NDArray[Any]]] = {"strokes": [], "points": [], "seconds": []}
+
+    def add(self, part: Drawings) -> None:
+        """Count the drawings of one piece."""
         for number, count in zip(*np.unique(part.word, return_counts=True), strict=True):
-            names[part.words[number]] += int(count)
-        total += len(part)
-        recognized += int(part.recognized.sum(dtype=np.int64))
+            self.words[part.words[number]] += int(count)
+        self.recognized += int(part.recognized.sum(dtype=np.int64))
         ends = part.strokes.stroke_offset[part.strokes.drawing_offset]
-        strokes.append(np.diff(part.strokes.drawing_offset))
-        points.append(np.diff(ends))
-        if part.time is not None and len(part):
-            full = points[-1] > 0
-            times.append(part.time[ends[1:][full] - 1] / 1000.0)
-    print(f"   all: {total:,} drawings of {len(names)} categories", end="")
-    print(f", {recognized / total:.1%} recognized" if total else "")
-    for what, values in (("strokes", strokes), ("points", points), ("seconds", times)):
-        if values and total:
-            print(f"{what:>8} per drawing: {_spread(np.concatenate(values))}")
-    width = max((len(name) for name, _ in names.most_common(most)), default=0)
-    for name, count in names.most_common(most):
-        print(f"  {name:<{width}}  {count:,}")
-    if len(names) > most:
-        print(f"  and {len(names) - most} more (--most N lists more)")
+        points = np.diff(ends)
+        self.sizes["strokes"].append(np.diff(part.strokes.drawing_offset).astype(np.int32))
+        self.sizes["points"].append(points.astype(np.int32))
+        if part.time is not None:
+            last = part.time[ends[1:][points > 0] - 1]
+            self.sizes["seconds"].append((last / 1000.0).astype(np.float32))
+
+    def show(self, most: int) -> None:
+        """Print them."""
+        total = self.words.total()
+        print(f"   all: {total:,} drawings of {len(self.words)} categories", end="")
+        print(f", {self.recognized / total:.1%} recognized" if total else "")
+        for what, values in self.sizes.items():
+            if sum(map(len, values)):
+                print(f"{what:>8} per drawing: {_spread(np.concatenate(values))}")
+        top = self.words.most_common(most)
+        width = max((len(name) for name, _ in top), default=0)
+        for name, count in top:
+            print(f"  {name:<{width}}  {count:,}")
+        if len(self.words) > most:
+            print(f"  and {len(self.words) - most} more (--most N lists more)")
 
 
 def _spread(values: NDArray[Any]) -> str:
     low, half, high, top = np.percentile(values, [0, 50, 95, 100])
-    return f"mean {values.mean():.1f}, least {low:g}, median {half:g}, 95% {high:g}, most {top:g}"
+    mean = values.mean(dtype=np.float64)
+    return f"mean {mean:.1f}, least {low:g}, median {half:g}, 95% {high:g}, most {top:g}"

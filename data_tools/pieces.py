@@ -36,6 +36,8 @@ class Piece:
     bad: list[BadRecord] = field(default_factory=list)
     split: str | None = None
     """Where the file itself says what its drawings are for (sketch-rnn)."""
+    kind: str = ""
+    """Of ndjson: simplified or raw."""
 
 
 def expand(paths: list[Path]) -> list[Path]:
@@ -59,9 +61,11 @@ def expand(paths: list[Path]) -> list[Path]:
             raise UserError(f"{path}: expected {', '.join(SUFFIXES)}, or a folder of these")
         else:
             files.append(path)
-    twice = {path for path in files if files.count(path) > 1}
-    if twice:
-        raise UserError(f"{sorted(twice)[0]} is given twice")
+    met: dict[Path, Path] = {}
+    for path in files:
+        if path.resolve() in met:
+            raise UserError(f"{path} is given twice (as {met[path.resolve()]})")
+        met[path.resolve()] = path
     return files
 
 
@@ -97,10 +101,11 @@ def _tasks(files: list[Path], kind: str) -> Iterator[Callable[[], list[Piece]]]:
             yield partial(_bin, path, buffer)
             continue
         raw = quickdraw.looks_raw(buffer) if kind == "auto" else kind == "raw"
-        line = 0
+        line = start = 0
         for part in _at_newlines(buffer):
-            yield partial(_ndjson, path, part, raw, line)
+            yield partial(_ndjson, path, part, raw, line, start)
             line += int(np.count_nonzero(part == ord("\n")))
+            start += len(part)
 
 
 def _map(path: Path) -> NDArray[np.uint8]:
@@ -128,9 +133,11 @@ def _at_newlines(buffer: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         start = stop
 
 
-def _ndjson(path: Path, part: NDArray[np.uint8], raw: bool, line: int) -> list[Piece]:
+def _ndjson(path: Path, part: NDArray[np.uint8], raw: bool, line: int, start: int) -> list[Piece]:
+    """A part that begins at a line and byte of its file."""
     drawings, bad = quickdraw.from_ndjson(part, raw=raw)
-    return [Piece(path, drawings, len(part), [b._replace(line=b.line + line) for b in bad])]
+    moved = [b._replace(line=b.line + line, offset=b.offset + start) for b in bad]
+    return [Piece(path, drawings, len(part), moved, kind="raw" if raw else "simplified")]
 
 
 def _bin(path: Path, buffer: NDArray[np.uint8]) -> list[Piece]:
@@ -142,8 +149,11 @@ def _npz(path: Path) -> list[Piece]:
     """The splits of a sketch-rnn file; keys are made up from category, split and number."""
     found = []
     sets = read_npz(path)
+    word = path.stem.removesuffix(".full")  # Google's larger files
     for place, (name, (strokes, bad)) in enumerate(sets.items()):
-        drawings = quickdraw.with_made_up_keys(strokes, path.stem, name)
+        left_out = {number for number, _ in bad}
+        numbers = (n for n in range(strokes.drawings + len(bad)) if n not in left_out)
+        drawings = quickdraw.with_made_up_keys(strokes, word, name, numbers)
         size = path.stat().st_size if place == 0 else 0
         records = [BadRecord(number + 1, 0, f"{name}: {reason}") for number, reason in bad]
         found.append(Piece(path, drawings, size, records, _SPLIT_OF_NPZ.get(name)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastvae.data_tools.pieces import expand, pieces
 from fastvae.errors import UserError, nearest
 
 Images = NDArray[np.uint8]
+MOST_READ = 100_000  # drawings, of files that are not packed
 GAP, LABEL = 4, 14  # pixels between pictures, and for the line of text under them
 
 
@@ -59,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     """Write the sheet and say where it is."""
     drawings = _read(args.source, args.split)
     index = choose(drawings, args.count, args.categories, args.seed)
+    if len(index) == 0:
+        raise UserError(
+            f"{args.source} has no drawing to show: try another --split or --categories"
+        )
     chosen = drawings.select(index)
     full, partial = _render(chosen, args)
     labels = [chosen.words[number] for number in chosen.word]
@@ -69,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         out = args.source / "preview.png" if packed else Path(f"{args.source.stem}-preview.png")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out)
+        picture.save(part := out.with_name(f".{out.name}.tmp"), format="png")
+        part.replace(out)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {error}") from None
     print(f"{out}: {len(chosen)} of {len(drawings):,} drawings")
@@ -77,28 +84,36 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(source: Path, split: str) -> Drawings:
-    """A split of a packed folder; or as much of the files as one piece holds, of each of them."""
+    """A split of a packed folder; or the first drawings of the files, MOST_READ and some more."""
     for folder in (source / split, source):
         if (folder / INDEX).is_file():
             return load(folder)
-    parts = [piece.drawings for piece in pieces(expand([source]))]
-    parts = [part for part in parts if len(part)]
-    if not parts:
+    parts: list[Drawings] = []
+    for piece in pieces(expand([source])):
+        parts.append(piece.drawings)
+        if sum(map(len, parts)) >= MOST_READ:
+            break
+    if not any(map(len, parts)):
         raise UserError(f"{source} holds no drawing that can be read")
-    return Drawings.join(parts)
+    timed = all(part.time is not None for part in parts if len(part))
+    return Drawings.join([part if timed else replace(part, time=None) for part in parts])
 
 
 def choose(
     drawings: Drawings, count: int, categories: list[str] | None, seed: int
 ) -> NDArray[np.int64]:
     """Random drawings, the same number of each category as far as they go, sorted by category."""
-    words = list(dict.fromkeys(categories)) if categories else list(drawings.words)
+    numbers = {word: number for number, word in enumerate(drawings.words)}
+    words = list(dict.fromkeys(categories)) if categories else sorted(numbers)
     rng = np.random.default_rng(seed)
+    order = np.argsort(drawings.word, kind="stable")
+    ends = np.searchsorted(drawings.word[order], np.arange(len(numbers) + 1))
     queues = []
     for word in words:
-        if word not in drawings.words:
-            raise UserError(f"no category {word!r} here{nearest(word, drawings.words)}")
-        queues.append(rng.permutation(np.flatnonzero(drawings.word == drawings.words.index(word))))
+        if word not in numbers:
+            raise UserError(f"no category {word!r} here{nearest(word, numbers)}")
+        n = numbers[word]
+        queues.append(rng.permutation(order[ends[n] : ends[n + 1]]))
     if len(queues) > count:
         queues = [queues[i] for i in sorted(rng.choice(len(queues), count, replace=False))]
     taken: list[list[int]] = [[] for _ in queues]
@@ -140,7 +155,8 @@ def sheet(full: Images, partial: Images | None, labels: list[str], columns: int)
 
 
 def _fitting(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """As much of a label as there is room for."""
+    """As much of a label as there is room for, on one line."""
+    text = " ".join(text.split())
     while len(text) > 1 and pen.textlength(text) > width:
         text = text[:-1]
     return text

@@ -10,15 +10,17 @@ whatever files, in whatever order.
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,8 @@ from fastvae.errors import UserError, nearest
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 BAD_RECORDS = "bad_records.jsonl"
+FORMAT = "fastvae strokes"
+CHOICE = 0x5EED_0F_C401CE  # added to the seed of --limit: the split has seed 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,8 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recognized", action="store_true", help="keep only drawings that were recognized"
     )
-    parser.add_argument("--val", type=share, default=0.05, help="share for validation (0.05)")
-    parser.add_argument("--test", type=share, default=0.05, help="share for testing (0.05)")
+    for name, use in (("--val", "validation"), ("--test", "testing")):
+        parser.add_argument(
+            name, type=share, default=0.05, help=f"share for {use} (0.05; not for .npz files)"
+        )
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of the choice that --limit makes (0)"
     )
@@ -114,38 +120,74 @@ def run(args: argparse.Namespace) -> int:
         keep=_Filter(args.categories, args.recognized),
         skip_bad=args.on_bad_record == "skip",
     )
-    out: Path = args.out
-    check_target(out, overwrite=args.overwrite)
+    out = args.out.expanduser().resolve()
+    check_target(out, job.files, overwrite=args.overwrite)
     chosen = None
     if args.limit is not None:
         chosen = _choose(job, args.limit, args.seed)
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
+    _remove_abandoned(out)
     try:
         building.mkdir(parents=True)
-        counts = _pack(job, building, chosen, args.val, args.test)
+        with (building / BAD_RECORDS).open("w", encoding="utf-8") as job.bad_file:
+            counts = _pack(job, building, chosen, args.val, args.test)
+        if not job.reasons:
+            (building / BAD_RECORDS).unlink()
         _write_manifest(building, job, counts, args)
         if out.exists():
-            shutil.rmtree(out)
-        building.rename(out)
+            aside = out.with_name(f".{out.name}.{os.getpid()}.old.tmp")
+            out.rename(aside)
+            building.rename(out)
+            shutil.rmtree(aside)
+        else:
+            building.rename(out)
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or out}: {error.strerror or error}"
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    _report(out, job, counts)
+    _report(args.out, job, counts)
     return 0
 
 
-def check_target(out: Path, *, overwrite: bool) -> None:
+def check_target(out: Path, files: list[Path], *, overwrite: bool) -> None:
     """Raise UserError if ``out`` is there and may not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not overwrite:
+    if not overwrite or not out.is_dir():
         raise UserError(f"{out} is there already: give another --out, or --overwrite")
-    if not (out / MANIFEST).is_file():
-        raise UserError(f"{out} is not a packed data set, --overwrite will not remove it")
+    try:
+        ours = json.loads((out / MANIFEST).read_bytes())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    known = {*SPLITS, MANIFEST, BAD_RECORDS, "preview.png"}
+    foreign = sorted({path.name for path in out.iterdir()} - known)
+    inside = [path for path in files if out in path.resolve().parents]
+    if not ours or foreign or inside:
+        other = f" (it holds {(foreign or inside)[0]})" if foreign or inside else ""
+        raise UserError(
+            f"{out} is not a packed data set and nothing else{other}: --overwrite will not remove "
+            "it"
+        )
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove what a process that was killed while it packed into ``out`` has left behind."""
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        number = path.name.removeprefix(f".{out.name}.").partition(".")[0]
+        if number.isdecimal() and int(number) != os.getpid() and not _alive(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it is somebody else's
+    return True
 
 
 class _Filter:
@@ -185,14 +227,16 @@ class _Job:
     workers: int
     keep: _Filter
     skip_bad: bool
-    bad: list[dict[str, Any]] = field(default_factory=list)
+    bad_file: TextIO | None = None
+    """Where bad records are listed, a line of JSON each, as they are met."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """simplified or raw, by ndjson file."""
     reasons: Counter[str] = field(default_factory=Counter)
     records: Counter[str] = field(default_factory=Counter)
     """Good records by file."""
 
     def read(self, what: str) -> Iterator[Piece]:
         """All pieces in order, with a progress bar; bad records are counted, or raised."""
-        self.bad.clear()
         self.reasons.clear()
         self.records.clear()
         total = sum(path.stat().st_size for path in self.files)
@@ -206,9 +250,13 @@ class _Job:
                             f"{piece.path}:{record.line}: {record.reason}; mend the file, or use "
                             "--on-bad-record skip"
                         )
-                    self.bad.append({"file": str(piece.path), **record._asdict()})
+                    if self.bad_file is not None:
+                        about = {"file": readable(piece.path), **record._asdict()}
+                        self.bad_file.write(json.dumps(about, ensure_ascii=False) + "\n")
                     self.reasons[record.reason] += 1
                 self.records[str(piece.path)] += len(piece.drawings)
+                if piece.kind:
+                    self.kinds[str(piece.path)] = piece.kind
                 bar.set_postfix_str(f"{self.records.total():,} drawings", refresh=False)
                 bar.update(piece.bytes)
                 yield piece
@@ -219,7 +267,8 @@ def _choose(job: _Job, limit: int, seed: int) -> dict[str, NDArray[np.bool_]]:
     """For each category, which of its drawings (in the order met) are among the ``limit`` kept.
 
     Categories get equal numbers; one that has fewer leaves its rest to the others. Within a
-    category those with the lowest hash of their key are kept.
+    category those with the lowest hash of their key are kept, each key once. The hash is another
+    than that of the split, so that the kept ones are split like any others.
     """
     keys: dict[str, list[NDArray[np.uint64]]] = {}
     for piece in job.read("counting"):
@@ -227,13 +276,15 @@ def _choose(job: _Job, limit: int, seed: int) -> dict[str, NDArray[np.bool_]]:
         word, key = piece.drawings.word[kept], piece.drawings.key_id[kept]
         for number in np.unique(word):
             keys.setdefault(piece.drawings.words[number], []).append(key[word == number])
-    order = {name: key_fraction(np.concatenate(parts), seed) for name, parts in keys.items()}
-    quota = even_quotas({name: len(u) for name, u in order.items()}, limit)
-    chosen = {}
-    for name, u in order.items():
-        mask = np.zeros(len(u), dtype=bool)
-        mask[np.argsort(u, kind="stable")[: quota[name]]] = True
-        chosen[name] = mask
+    chosen, first_of = {}, {}
+    for name, parts in keys.items():
+        every = np.concatenate(parts)
+        chosen[name] = np.zeros(len(every), dtype=bool)
+        unique, first = np.unique(every, return_index=True)
+        first_of[name] = first[np.argsort(key_fraction(unique, CHOICE + seed), kind="stable")]
+    quota = even_quotas({name: len(first) for name, first in first_of.items()}, limit)
+    for name, first in first_of.items():
+        chosen[name][first[: quota[name]]] = True
     return chosen
 
 
@@ -259,7 +310,7 @@ def _pack(
     words: dict[str, int] = {}
     met: Counter[str] = Counter()
     source = job.read("packing")
-    first = next(source, None)
+    first = next((piece for piece in source if len(piece.drawings)), None)
     timed = first is not None and first.drawings.time is not None
     with ExitStack() as stack:
         writers = {
@@ -267,6 +318,8 @@ def _pack(
             for name in SPLITS
         }
         for piece in [] if first is None else _chain(first, source):
+            if len(piece.drawings) == 0:
+                continue
             if (piece.drawings.time is not None) != timed:
                 raise UserError(
                     f"{piece.path}: drawings with timing (raw) and without (simplified) cannot "
@@ -289,6 +342,11 @@ def _pack(
             why = f" ({job.records.total():,} were read)" if job.records.total() else ""
             raise UserError(f"no drawing is left to pack{why}: look at the files and the filters")
     return counts
+
+
+def readable(path: Path) -> str:
+    """A path as text that can be written: names need not be UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _chain(first: Piece, rest: Iterator[Piece]) -> Iterator[Piece]:
@@ -317,10 +375,15 @@ def _write_manifest(
 ) -> None:
     """Say in ``manifest.json`` what the data set was made from, and how."""
     manifest = {
-        "format": "fastvae strokes",
+        "format": FORMAT,
         "fastvae": fastvae.__version__,
         "files": [
-            {"name": path.name, "bytes": path.stat().st_size, "drawings": job.records[str(path)]}
+            {
+                "name": readable(Path(path.name)),
+                "bytes": path.stat().st_size,
+                "kind": job.kinds.get(str(path), path.suffix[1:]),
+                "drawings": job.records[str(path)],
+            }
             for path in job.files
         ],
         "options": {
@@ -332,14 +395,11 @@ def _write_manifest(
             "test": args.test,
             "seed": args.seed,
         },
-        "bad_records": {"count": len(job.bad), "reasons": dict(job.reasons)},
+        "bad_records": {"count": job.reasons.total(), "reasons": dict(job.reasons)},
         "drawings": {name: dict(sorted(counts[name].items())) for name in SPLITS},
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    if job.bad:
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in job.bad)
-        (folder / BAD_RECORDS).write_text(lines, encoding="utf-8")
 
 
 def _report(out: Path, job: _Job, counts: dict[str, Counter[str]]) -> None:
@@ -351,10 +411,12 @@ def _report(out: Path, job: _Job, counts: dict[str, Counter[str]]) -> None:
         + ", ".join(f"{size:,} {name}" for name, size in sizes.items())
         + f") from {job.records.total():,} in {len(job.files)} "
         f"file{'' if len(job.files) == 1 else 's'}"
+        + (f" ({' and '.join(sorted(set(job.kinds.values())))} ndjson)" if job.kinds else "")
     )
-    if job.bad:
-        print(f"{len(job.bad):,} bad records skipped, listed in {out / BAD_RECORDS}:")
+    if job.reasons:
+        print(f"{job.reasons.total():,} bad records skipped, listed in {out / BAD_RECORDS}:")
         for reason, count in job.reasons.most_common(10):
             print(f"  {count:,}  {reason}")
-    print(f"look:  fastvae-data inspect {out}; fastvae-data preview {out}")
-    print(f"train: fastvae train quickdraw-vae --data.root {out}")
+    where = shlex.quote(str(out))
+    print(f"look:  fastvae-data inspect {where}; fastvae-data preview {where}")
+    print(f"train: fastvae train quickdraw-vae --data.root {where}")

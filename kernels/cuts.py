@@ -347,7 +347,7 @@ def _off(
     view: View,
     to_px: tuple[float, float, float, float, float, float],
 ) -> tuple[bool, int]:
-    """Whether (x, y) is half a pixel and more away from the edges of all lines before point ``cut``."""
+    """Whether (x, y) is half a pixel and more off the edges of all lines before point ``cut``."""
     margin, count = (view.radius + 0.5) ** 2, 0
     for s in range(first, last):
         stop = min(stroke_offset[s + 1], cut)

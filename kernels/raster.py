@@ -29,8 +29,8 @@ integral, with a >= b the two of |nx|, |ny|, and w = t clamped to +-(a + b) / 2:
 
 that is clamp(t + 1/2, 0, 1) for b = 0. The second term is 0 for radius >= sqrt(1/2). It is the
 exact box filter of a straight line; it errs where lines turn, as max is not a union there.
-**Exact coverage** (``raster_exact.py``) is that of cairo, byte for byte: a polygon around the stroke,
-sampled on 15 lines per pixel.
+**Exact coverage** (``raster_exact.py``) is that of cairo, byte for byte: a polygon around the
+stroke, sampled on 15 lines per pixel.
 
 **Strokes compose** by "over", 1 - (1 - a)(1 - b), as in Quick, Draw!'s bitmaps, or by "max".
 A coverage c becomes floor(255 c + 1/2). Kernels compute in float32: they agree with ``reference``,

@@ -12,7 +12,7 @@ from fastvae.kernels.philox_numba import four_words, unit
 from fastvae.kernels.raster import Frame, rasterize
 from fastvae.kernels.strokes import Strokes, from_lists
 
-PLAIN = cuts.View(side=4096, scale=1.0, offset=1000.0, radius=-1.0)  # only what coincides is unseen
+PLAIN = cuts.View(side=4096, scale=1.0, offset=1000.0, radius=-0.5)  # only what coincides is unseen
 LINES = cuts.View(side=64, scale=64 / 304, offset=24 * 64 / 304, radius=8 * 64 / 304)
 
 

@@ -66,6 +66,13 @@ def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return err
 
 
+def fails_after_output(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The last line on stderr of a command that ends with exit code 2."""
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    return err.splitlines()[-1]
+
+
 def keys(folder: Path) -> dict[str, Counter[int]]:
     return {name: Counter(load(folder / name).key_id.tolist()) for name in SPLITS}
 
@@ -164,6 +171,127 @@ def test_limit_is_even_and_random(
         assert kept == set().union(*keys(tmp_path / "again").values())
         run(capsys, "quickdraw", *files, "--out", tmp_path / "s", "--limit", limit, "--seed", 1)
         assert kept != set().union(*keys(tmp_path / "s").values())
+
+
+def test_limited_sets_are_split_like_any_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [category(tmp_path / f"{w}.ndjson", w, 3000, 5000 * n) for n, w in enumerate("ab")]
+    twice = write(tmp_path / "c.ndjson", [record("c", k % 7, drawing_of(k)) for k in range(70)])
+    words = ("--limit", 600, "--val", 0.2, "--test", 0.1)
+    run(capsys, "quickdraw", *files, twice, "--out", tmp_path / "set", *words)
+    kept = keys(tmp_path / "set")
+    assert abs(kept["train"].total() - 420) < 60
+    assert abs(kept["val"].total() - 120) < 50
+    assert sum(kept[name].total() for name in SPLITS) == 600
+    drawings = [load(tmp_path / "set" / name) for name in SPLITS]
+    of_c = [k for d in drawings for k in d.key_id[d.word == d.words.index("c")].tolist()]
+    assert sorted(of_c) == list(range(7))  # each key once
+
+
+def test_one_bad_record_does_not_change_how_the_others_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, value in enumerate((-5, 300, 0.5)):
+        odd = record("cat", 1, [[[value, 3], [4, 5]]])
+        good = [record("cat", k, drawing_of(k)) for k in range(10, 30)]
+        path = write(tmp_path / f"{number}.ndjson", [odd, *good])
+        assert f"{path}:1: " in fails(capsys, "quickdraw", path, "--out", tmp_path / "x")
+        out = tmp_path / f"set{number}"
+        run(capsys, "quickdraw", path, "--out", out, "--on-bad-record", "skip")
+        train = load(out / "train")
+        for i, key in enumerate(train.key_id.tolist()):
+            assert [s.T.tolist() for s in train.strokes.strokes_of(i)] == drawing_of(key)
+
+
+def test_raw_records_without_times_are_bad_where_others_have_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed = [[[10.5, 40, 90], [5, 6, 70], [0, 30, 20]]]
+    without = [[[10.5, 40, 90], [5, 6, 70]]]
+    records = [record("cat", k, without if k == 7 else timed) for k in range(20)]
+    path = write(tmp_path / "cat.ndjson", records)
+    assert f"{path}:8: no times" in fails(capsys, "quickdraw", path, "--out", tmp_path / "x")
+    run(capsys, "quickdraw", path, "--out", tmp_path / "set", "--on-bad-record", "skip")
+    assert set().union(*keys(tmp_path / "set").values()) == set(range(20)) - {7}
+    train = load(tmp_path / "set" / "train")
+    assert train.time is not None
+    assert train.time.tolist()[:2] != [0, 0]
+    assert (np.diff(train.time.reshape(len(train), -1), axis=1) >= 0).all()  # 30, 20 -> 30, 30
+    alone = write(tmp_path / "dog.ndjson", [record("dog", k, without) for k in range(20)])
+    assert run(capsys, "quickdraw", alone, "--out", tmp_path / "dog")[0] == 0
+    assert load(tmp_path / "dog" / "train").time is None
+
+
+def test_overwrite_removes_packed_sets_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = category(tmp_path / "cat.ndjson", "cat", 30, 0)
+    folder = tmp_path / "web"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    (folder / "mine").write_text("x")
+    fails(capsys, "quickdraw", path, "--out", folder, "--overwrite")
+    assert (folder / "mine").exists()
+    packed = tmp_path / "set"
+    run(capsys, "quickdraw", path, "--out", packed)
+    inside = category(packed / "dog.ndjson", "dog", 30, 50)
+    assert "dog.ndjson" in fails(capsys, "quickdraw", inside, "--out", packed, "--overwrite")
+    assert inside.exists()
+    assert "is there already" in fails(capsys, "quickdraw", path, "--out", ".")
+    abandoned = tmp_path / ".set.999999999.tmp"
+    abandoned.mkdir()
+    inside.unlink()
+    assert run(capsys, "quickdraw", path, "--out", packed, "--overwrite")[0] == 0
+    assert not abandoned.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"cat.ndjson", "web", "set"}
+
+
+def test_file_names_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    category(tmp_path / "cat.ndjson", "cat", 40, 0).rename(tmp_path / "c\udcff at.ndjson")
+    assert run(capsys, "quickdraw", tmp_path, "--out", tmp_path / "a set")[0] == 0
+    manifest = json.loads((tmp_path / "a set" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["files"][0]["name"] == "c\\xff at.ndjson"
+
+
+def test_inspect_finds_splits_that_do_not_belong_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [category(tmp_path / f"{w}.ndjson", w, 60, 100 * n) for n, w in enumerate("ab")]
+    for name in ("one", "two"):
+        run(capsys, "quickdraw", *files, "--out", tmp_path / name, "--val", 0.3)
+        files.pop()
+    (tmp_path / "one" / "val").rename(tmp_path / "one" / "test.old")
+    assert "not a set of drawings" in fails_after_output(capsys, "inspect", tmp_path / "one")
+    (tmp_path / "two" / "val").rename(tmp_path / "one" / "val")
+    error = fails_after_output(capsys, "inspect", tmp_path / "one")
+    assert "different tables of categories" in error
+
+
+def test_preview_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "cat.ndjson", [record("cat\nand dog", 1, LINE)])
+    assert run(capsys, "quickdraw", path, "--out", tmp_path / "set")[0] == 0
+    held = next(name for name in SPLITS if len(load(tmp_path / "set" / name)))
+    empty = next(name for name in SPLITS if name != held)
+    assert "no drawing to show" in fails(capsys, "preview", tmp_path / "set", "--split", empty)
+    assert run(capsys, "preview", tmp_path / "set", "--split", held)[0] == 0
+    small = ("--split", held, "--side", 8, "--raster", "binary")
+    assert "more than 10x10" in fails(capsys, "preview", tmp_path / "set", *small)
+
+
+def test_interrupted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = category(tmp_path / "cat.ndjson", "cat", 30, 0)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastvae.data_tools.quickdraw.split_fractions", stop)
+    code, _, err = run(capsys, "quickdraw", path, "--out", tmp_path / "set")
+    assert code == 130
+    assert err == "fastvae-data: interrupted\n"
+    assert {p.name for p in tmp_path.iterdir()} == {"cat.ndjson"}
 
 
 def test_quotas() -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -106,6 +106,12 @@ class Drawings:
             words=self.words,
             time=time,
         )
+
+    def with_sorted_words(self) -> Drawings:
+        """The same drawings with categories numbered in alphabetical order, as stored sets have."""
+        order = {word: number for number, word in enumerate(sorted(self.words))}
+        table = np.array([order[word] for word in self.words], dtype=np.int32)
+        return replace(self, words=tuple(order), word=table[self.word], checksums=None)
 
     @staticmethod
     def join(parts: Sequence[Drawings]) -> Drawings:
@@ -220,7 +226,8 @@ class DrawingsWriter:
             file.flush()
             path = self._building / f"{name}.npy"
             if name == "word" and self.count["drawings"]:
-                final = np.array([words.index(word) for word in self._words], dtype=np.int32)
+                order = {word: number for number, word in enumerate(words)}
+                final = np.array([order[word] for word in self._words], dtype=np.int32)
                 stored = np.load(path, mmap_mode="r+", allow_pickle=False)
                 stored[:] = final[stored]
                 stored.flush()

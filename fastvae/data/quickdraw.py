@@ -6,7 +6,8 @@ The parsing is compiled (``kernels/parse.py``); here its results become ``Drawin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,17 @@ def from_ndjson(buffer: Buffer, *, raw: bool = False) -> tuple[Drawings, list[Ba
         return _drawings(parsed, parsed.strokes, parsed.word, tuple(parsed.words)), _bad(parsed)
     lines = parse.parse_ndjson_raw(buffer)
     strokes, time = simplify(lines)
-    timed = time if lines.has_times.all() else None
-    return _drawings(lines, strokes, lines.word, tuple(lines.words), timed), _bad(lines)
+    whole = _drawings(lines, strokes, lines.word, tuple(lines.words), _ascending(strokes, time))
+    bad = _bad(lines)
+    timed = lines.has_times > 0
+    if timed.all():
+        return whole, bad
+    if not timed.any():
+        return replace(whole, time=None), bad
+    for offset in lines.offset[~timed]:
+        line = int(np.count_nonzero(buffer[:offset] == ord("\n"))) + 1
+        bad.append(BadRecord(line, int(offset), "no times, where other drawings have some"))
+    return whole.select(np.flatnonzero(timed)), sorted(bad)
 
 
 def from_bin(buffer: Buffer, word: str) -> tuple[Drawings, list[BadRecord]]:
@@ -52,22 +62,37 @@ def from_bin(buffer: Buffer, word: str) -> tuple[Drawings, list[BadRecord]]:
     A damaged record ends the reading: nothing says where the next one would begin.
     """
     parsed = parse.parse_bin(buffer)
-    return _drawings(parsed, parsed.strokes, np.zeros_like(parsed.word), (word,)), _bad(parsed)
+    bad = _bad(parsed)
+    if bad:
+        lost = len(buffer) - bad[-1].offset
+        reason = f"{bad[-1].reason}; the rest of the file, {lost:,} bytes, cannot be read"
+        bad[-1] = bad[-1]._replace(reason=reason)
+    return _drawings(parsed, parsed.strokes, np.zeros_like(parsed.word), (word,)), bad
 
 
 def looks_raw(buffer: Buffer) -> bool:
-    """Whether the first good record of ndjson text has times or cannot be a simplified one."""
-    for first, last in _first_lines(buffer):
-        raw = parse.parse_ndjson_raw(buffer[first:last])
+    """Whether ndjson text holds raw drawings: the first good ones have times, or none of them could
+    be a simplified one."""
+    start, size = 0, 1 << 18
+    while start < len(buffer):
+        stop = start + size
+        if stop < len(buffer):  # up to the end of a line; a longer one asks for more
+            ends = np.flatnonzero(buffer[start:stop] == ord("\n"))
+            if not len(ends):
+                size *= 2
+                continue
+            stop = start + int(ends[-1]) + 1
+        raw = parse.parse_ndjson_raw(buffer[start:stop])
         if len(raw.key_id):
-            simplified = parse.parse_ndjson(buffer[first:last])
-            return bool(raw.has_times[0]) or not len(simplified.key_id)
+            simplified = parse.parse_ndjson(buffer[start:stop])
+            return bool(raw.has_times.any()) or not len(simplified.key_id)
+        start = stop
     return False
 
 
-def with_made_up_keys(strokes: Strokes, word: str, part: str) -> Drawings:
+def with_made_up_keys(strokes: Strokes, word: str, part: str, numbers: Iterable[int]) -> Drawings:
     """Drawings that came without keys: each gets the hash of its category, part and number."""
-    names = (f"{word}/{part}/{number}".encode() for number in range(strokes.drawings))
+    names = (f"{word}/{part}/{number}".encode() for number in numbers)
     digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
     return Drawings(
         strokes=strokes,
@@ -78,20 +103,13 @@ def with_made_up_keys(strokes: Strokes, word: str, part: str) -> Drawings:
     )
 
 
-def _first_lines(buffer: Buffer, most: int = 100) -> Iterator[tuple[int, int]]:
-    """Where the first lines begin and end."""
-    start = 0
-    for _ in range(most):
-        if start >= len(buffer):
-            return
-        stop = start
-        while stop < len(buffer):
-            found = np.flatnonzero(buffer[stop : stop + 65536] == ord("\n"))
-            stop += int(found[0]) + 1 if len(found) else 65536
-            if len(found):
-                break
-        yield start, min(stop, len(buffer))
-        start = stop
+def _ascending(strokes: Strokes, time: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Times that never go back within a drawing: clocks of browsers do now and then."""
+    ends = strokes.stroke_offset[strokes.drawing_offset]
+    step = np.int64(2**33)  # keeps drawings apart: times are 32 bits
+    which = np.repeat(np.arange(strokes.drawings, dtype=np.int64), np.diff(ends))
+    running = np.maximum.accumulate(time + which * step) if len(time) else time.astype(np.int64)
+    return (running - which * step).astype(np.int32)
 
 
 def _drawings(

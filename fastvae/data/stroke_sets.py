@@ -28,7 +28,14 @@ def packed(config: Config) -> dict[str, StrokesSource]:
             f"--out {root}` (files: `fastvae-data download quickdraw --categories cat`), give "
             "another with --data.root, or try --data.dataset doodles, which needs no files"
         )
-    return _sources({name: stored.load(root / name) for name in SPLITS}, config)
+    sets = {name: stored.load(root / name) for name in SPLITS}
+    for name in SPLITS:
+        if sets[name].words != sets["train"].words:
+            raise UserError(
+                f"{root / name} has other categories than {root / 'train'}: they were not packed "
+                "together; pack the drawings again"
+            )
+    return _sources(sets, config)
 
 
 def doodles(config: Config) -> dict[str, StrokesSource]:
@@ -37,6 +44,7 @@ def doodles(config: Config) -> dict[str, StrokesSource]:
     whole, bad = quickdraw.from_ndjson(np.frombuffer(lines, dtype=np.uint8))
     if bad:
         raise AssertionError(f"the generator wrote a bad record: {bad[0]}")
+    whole = whole.with_sorted_words()
     data = config.data
     parts = split_fractions(key_fraction(whole.key_id), data.val_fraction, data.test_fraction)
     return _sources({name: whole.select(index) for name, index in parts.items()}, config)
