@@ -17,9 +17,10 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numba import extending, njit, types
+from numba import extending, types
 from numpy.typing import NDArray
 
+from fastvae.kernels.jit import njit
 from fastvae.kernels.raster_frame import in_threads
 
 Images = NDArray[np.uint8]

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from fastvae.kernels.jit import njit
 
 ir: Any = importlib.import_module("llvmlite.ir")  # it has no types
 

@@ -25,11 +25,11 @@ import math
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fastvae.kernels.jit import njit
 from fastvae.kernels.philox_numba import four_words, unit
-from fastvae.kernels.strokes import Offsets, Points, Strokes, check_index
+from fastvae.kernels.strokes import Offsets, Points, Strokes, check_index, first_bad, raise_bad
 
 PrefixMode = Literal["strokes", "points", "time"]
 _MODES = {"strokes": 0, "points": 1, "time": 2}
@@ -93,7 +93,10 @@ def prefix_cuts(
                 f"time must be ({len(strokes.points)},) int32, got {time.shape} {time.dtype}"
             )
     cut = np.empty(len(index), dtype=np.int64)
-    bad = _prefix_cuts(
+    raise_bad(
+        first_bad(strokes.points, strokes.stroke_offset, strokes.drawing_offset, index), index
+    )
+    _prefix_cuts(
         strokes.points,
         strokes.stroke_offset,
         strokes.drawing_offset,
@@ -107,7 +110,6 @@ def prefix_cuts(
         _affine(affine, len(index)),
         cut,
     )
-    raise_bad_offsets(bad, index)
     return cut
 
 
@@ -131,7 +133,10 @@ def boxes(
     check_index(index, strokes.drawings)
     _check_share(low, high)
     box = np.zeros((len(index), 4), dtype=np.int32)
-    bad = _boxes(
+    raise_bad(
+        first_bad(strokes.points, strokes.stroke_offset, strokes.drawing_offset, index), index
+    )
+    _boxes(
         strokes.points,
         strokes.stroke_offset,
         strokes.drawing_offset,
@@ -143,7 +148,6 @@ def boxes(
         high,
         box,
     )
-    raise_bad_offsets(bad, index)
     return box
 
 
@@ -168,10 +172,9 @@ def jitter(
     return affine
 
 
-def raise_bad_offsets(bad: int, index: Offsets) -> None:
-    """Raise for the drawing at position ``bad`` of ``index``; do nothing when it is negative."""
-    if bad >= 0:
-        raise ValueError(f"drawing {int(index[bad])}: its offsets do not ascend (damaged data)")
+def _check_offsets(strokes: Strokes, index: Offsets) -> None:
+    arrays = (strokes.points, strokes.stroke_offset, strokes.drawing_offset)
+    raise_bad(int(first_bad(*arrays, index)), index)
 
 
 def _affine(affine: NDArray[np.float32] | None, rows: int) -> NDArray[np.float32]:
@@ -191,20 +194,6 @@ def _check_share(low: float, high: float) -> None:
 
 
 @njit(cache=True, nogil=True)
-def sound(stroke_offset: Offsets, drawing_offset: Offsets, points: int, d: int) -> bool:
-    """Whether the offsets of drawing ``d`` ascend and stay inside the arrays."""
-    first, last = drawing_offset[d], drawing_offset[d + 1]
-    if first < 0 or last < first or last >= len(stroke_offset):
-        return False
-    if stroke_offset[first] < 0 or stroke_offset[last] > points:
-        return False
-    descents = 0
-    for s in range(first, last):
-        descents += stroke_offset[s + 1] < stroke_offset[s]
-    return descents == 0
-
-
-@njit(cache=True, nogil=True)
 def _prefix_cuts(
     points: Points,
     stroke_offset: Offsets,
@@ -218,11 +207,9 @@ def _prefix_cuts(
     view: View,
     affine: NDArray[np.float32],
     cut: Offsets,
-) -> int:
+) -> None:
     for b in range(len(index)):
         d = index[b]
-        if not sound(stroke_offset, drawing_offset, len(points), d):
-            return b
         first, last = drawing_offset[d], drawing_offset[d + 1]
         begin, end = stroke_offset[first], stroke_offset[last]
         u = low + (high - low) * unit(four_words(seed, d, 0, _CUT)[0])
@@ -255,7 +242,6 @@ def _prefix_cuts(
                 if cut[b] <= 1:
                     break
                 cut[b] = cut[b] - 1 if budget > 0 else cut[b] // 2
-    return -1
 
 
 @njit(cache=True, nogil=True)
@@ -385,12 +371,10 @@ def _boxes(
     low: float,
     high: float,
     box: NDArray[np.int32],
-) -> int:
+) -> None:
     side = view.side
     for b in range(len(index)):
         d = index[b]
-        if not sound(stroke_offset, drawing_offset, len(points), d):
-            return b
         begin, end = stroke_offset[drawing_offset[d]], stroke_offset[drawing_offset[d + 1]]
         words = four_words(seed, d, 0, _BOX)
         to_px = _to_px(points, begin, end, view, affine, b)
@@ -403,7 +387,6 @@ def _boxes(
                 box[b, 0], box[b, 1] = _inside(row - half, side), _inside(row + half, side)
                 box[b, 2], box[b, 3] = _inside(column - half, side), _inside(column + half, side)
                 break
-    return -1
 
 
 @njit(cache=True, nogil=True)

@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
 from fastvae.kernels.bitrows import (
@@ -39,6 +39,7 @@ from fastvae.kernels.bitrows import (
     vector_store,
     words_per_row,
 )
+from fastvae.kernels.jit import njit
 from fastvae.kernels.raster_frame import in_threads
 
 SIZES = (2, 3, 5)
@@ -64,7 +65,7 @@ def erode(
         size: 2, 3 or 5.
         iterations: how often, 0 or more.
         out: where to write; no memory in common with ``images``.
-        threads: 0 for numba's current number; the result is the same with any.
+        threads: 0 for OMP_NUM_THREADS, or the cores there are; the result is the same with any.
 
     Shapes: images (B, H, W) uint8, unchanged; returns (B, H, W) uint8.
     """

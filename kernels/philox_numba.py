@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from fastvae.kernels.jit import njit
 
 FourWords = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

@@ -47,7 +47,7 @@ and with one another, to 1 of 255.
     composite: "over" or "max"
     full: (B, side, side) uint8; written as a whole
     partial: the same, no memory in common; not None exactly where cut is not None
-    threads: 1 or more; 0: numba's current number
+    threads: 1 or more; 0: OMP_NUM_THREADS, or the cores there are
 
 All arrays are in C order. Returns -1, or the first b for which index[b] is no drawing or the
 drawing's offsets are out of order; nothing is written then.
@@ -99,7 +99,7 @@ def rasterize(
             cut[b] points, at the place that they have in the full one.
         affine: (B, 2, 3) float32, one map per drawing about the centre of the canvas, in units.
         out, partial_out: (B, side, side) uint8, to be written to and returned.
-        threads: 0 for numba's current number.
+        threads: 0 for OMP_NUM_THREADS, or the cores there are.
     """
     count = len(index)
     shape = (count, frame.side, frame.side)
@@ -131,7 +131,9 @@ def rasterize(
 
 
 def _checked(name: str, array: Array, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
-    if array.shape != shape or array.dtype != dtype:
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{name} must be an array, got {type(array).__name__}")
         raise ValueError(
             f"{name} must be {shape} {np.dtype(dtype)}, got {array.shape} {array.dtype}"
         )

@@ -32,13 +32,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from fastvae.kernels.bitrows import Words, check_byte, unpack_rows, words_per_row
+from fastvae.kernels.jit import njit
 from fastvae.kernels.morphology import edges_of_words, lanes, step
-from fastvae.kernels.raster_frame import MAX_SIDE, first_bad, in_threads
-from fastvae.kernels.strokes import Offsets, Points, Strokes, check_index
+from fastvae.kernels.raster_frame import MAX_SIDE, in_threads
+from fastvae.kernels.strokes import Offsets, Points, Strokes, check_index, first_bad
 
 _ONE, _ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 _SHIFT = 40
@@ -76,7 +76,7 @@ def rasterize_binary(
         packed: bits in place of bytes, 1 = ink: (B, side, ceil(side / 64)) uint64 as in
             ``bitrows``.
         out, partial_out: what the result is written to; no memory in common.
-        threads: 0 for numba's current number; the result is the same with any.
+        threads: 0 for OMP_NUM_THREADS, or the cores there are; the result is the same with any.
 
     Returns:
         (B, side, side) uint8, or (B, side, words) uint64 where ``packed``; two with ``cut``.

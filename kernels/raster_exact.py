@@ -1,5 +1,5 @@
 """The anti-aliased rasterizer's exact mode: what cairo 1.16 draws with Google's recipe for the
-bitmaps of Quick, Draw!, byte for byte. Frame and affine maps are defined in ``raster.py``.
+bitmaps of Quick, Draw!, byte for byte (but see below). Frame and affine maps are defined in ``raster.py``.
 
 This is cairo's arithmetic, in an order that suits vectors (antialias best, round caps and joins,
 one stroke() per stroke):
@@ -15,7 +15,10 @@ one stroke() per stroke):
 - Coverage c becomes alpha = floor((17 c + 256) / 512), c in 7680ths. Strokes compose in 8 bits:
   alpha + t', t' = (t + floor(t / 256)) / 256 of t = 127 + below (255 - alpha); or by "max".
 
-Tests compare with cairo's own output. What is equal is the image; cairo's code is not used here.
+Tests compare with cairo's own output; none of cairo's code is used. Where two edges of a stroke
+begin within 1/256 px of one another, cairo's rounding depends on the order in which it sorts them,
+which is not followed: of 7,500 real drawings none differs from cairo at side 28 and 3 do at 64, by
+up to 14 of 255 on 17 px in all; under random affine maps about one in ten, by up to 17.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fastvae.kernels.jit import njit
 from fastvae.kernels.raster_exact_lanes import clear, copy
 from fastvae.kernels.raster_exact_outline import (
     OPTIONS,
@@ -48,9 +51,9 @@ from fastvae.kernels.raster_exact_scan import (
     clipped_edges,
     edges_of,
 )
-from fastvae.kernels.raster_frame import Frame, first_bad, in_threads, largest
+from fastvae.kernels.raster_frame import Frame, in_threads, largest
 from fastvae.kernels.raster_frame import place as map_to_px
-from fastvae.kernels.strokes import Offsets, Strokes
+from fastvae.kernels.strokes import Offsets, Strokes, first_bad
 
 Images = NDArray[np.uint8]
 Affine = NDArray[np.float32]

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fastvae.kernels.jit import njit
 from fastvae.kernels.raster_exact_lanes import peek, poke
 from fastvae.kernels.raster_frame import FAR, Frame
 

@@ -19,10 +19,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from fastvae.kernels import raster_exact_lanes as v
+from fastvae.kernels.jit import njit
 from fastvae.kernels.raster_exact_lanes import load, peek, poke, splat, store
 from fastvae.kernels.raster_exact_outline import OPTIONS, Ints, inlined
 from fastvae.kernels.raster_exact_scan import CHAIN, EDGE, LINES, Edges, Floats, Keys, Scratch

@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from fastvae.kernels import raster_exact_lanes as v
+from fastvae.kernels.jit import njit
 from fastvae.kernels.raster_exact_lanes import load, peek, poke, splat, store
 from fastvae.kernels.raster_exact_outline import OPTIONS, Ints, Longs, inlined
 

@@ -28,12 +28,21 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
-from numba import extending, get_num_threads, njit, types
+from numba import extending, types
 from numba.core import cgutils
 from numpy.typing import NDArray
 
-from fastvae.kernels.raster_frame import DOT, FAR, Frame, first_bad, in_threads, largest, place
-from fastvae.kernels.strokes import Offsets, Points, Strokes
+from fastvae.kernels.jit import njit
+from fastvae.kernels.raster_frame import (
+    DOT,
+    FAR,
+    Frame,
+    default_threads,
+    in_threads,
+    largest,
+    place,
+)
+from fastvae.kernels.strokes import Offsets, Points, Strokes, first_bad
 
 ir: Any = import_module("llvmlite.ir")  # has no types
 intrinsic: Any = extending.intrinsic  # what it makes has not the signature that Numba tells mypy
@@ -315,7 +324,7 @@ def render(
         )  # fmt: skip
 
     work = len(index) * (1000 + frame.side * frame.side // 3)  # ns, about
-    in_threads(run, len(index), min(threads or get_num_threads(), 1 + work // GRAIN))
+    in_threads(run, len(index), min(threads or default_threads(), 1 + work // GRAIN))
     return -1
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit
 from numpy.typing import NDArray
 
-from fastvae.kernels.strokes import Offsets, Points
+from fastvae.kernels.jit import njit
+from fastvae.kernels.strokes import Points
 
 CANVAS = 256.0
 """Side of the square that points 0..255 lie in, in their own units."""
@@ -70,27 +71,6 @@ class Frame:
 
 
 @njit(cache=True, nogil=True)
-def first_bad(
-    points: Points, stroke_offset: Offsets, drawing_offset: Offsets, index: Offsets
-) -> int:
-    """The first b whose drawing index[b] is not there, or has offsets out of order; or -1."""
-    strokes, total = len(stroke_offset) - 1, len(points)
-    for b in range(len(index)):
-        d = index[b]
-        if not 0 <= d < len(drawing_offset) - 1:
-            return b
-        first, last = drawing_offset[d], drawing_offset[d + 1]
-        if not 0 <= first <= last <= strokes:
-            return b
-        if stroke_offset[first] < 0 or stroke_offset[last] > total:
-            return b
-        for s in range(first, last):
-            if stroke_offset[s + 1] < stroke_offset[s]:
-                return b
-    return -1
-
-
-@njit(cache=True, nogil=True)
 def largest(flat: NDArray[np.uint8], begin: int, end: int) -> Any:
     """The largest x and y of points begin..end-1; 0 if there are none. flat: (2 P,)."""
     # Unsigned positions, one dimension and no max(): so LLVM makes vectors of it.
@@ -139,14 +119,20 @@ def transform(
     return place(max_x, max_y, affine, b, side, scale)
 
 
+def default_threads() -> int:
+    """OMP_NUM_THREADS where it is set, as torchrun does; else the cores this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else len(os.sched_getaffinity(0))
+
+
 def in_threads(run: Callable[[int, int], object], count: int, threads: int) -> None:
     """Call ``run(lo, hi)`` for chunks that cover 0..count-1, in ``threads`` threads.
 
-    ``run`` must let go of the GIL. 0 threads: numba's current number. Threads of Python, not
+    ``run`` must let go of the GIL. 0 threads: ``default_threads``. Threads of Python, not
     numba's: they may start in several callers at once and in forked processes, where GNU OpenMP
     ends the process.
     """
-    threads = min(threads or get_num_threads(), count)
+    threads = min(threads or default_threads(), count)
     if threads <= 1:
         run(0, count)
         return

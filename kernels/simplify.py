@@ -22,9 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fastvae.kernels.jit import njit
 from fastvae.kernels.parse import RawParsed
 from fastvae.kernels.strokes import Offsets, Strokes
 

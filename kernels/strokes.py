@@ -15,8 +15,9 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from fastvae.kernels.jit import njit
 
 Points = NDArray[np.uint8]
 Offsets = NDArray[np.int64]
@@ -71,6 +72,9 @@ class Strokes:
     def select(self, index: Offsets) -> Strokes:
         """Copy the drawings ``index`` (B,) into a set of their own, in that order."""
         check_index(index, self.drawings)
+        raise_bad(
+            int(first_bad(self.points, self.stroke_offset, self.drawing_offset, index)), index
+        )
         return Strokes(*_select(self.points, self.stroke_offset, self.drawing_offset, index))
 
     def strokes_of(self, drawing: int) -> list[Points]:
@@ -82,7 +86,10 @@ class Strokes:
 
 def from_lists(drawings: list[list[list[list[int]]]]) -> Strokes:
     """Strokes of drawings as in Quick, Draw!'s JSON: per stroke a list of x and a list of y."""
-    pairs = [np.asarray(stroke[:2], dtype=np.uint8).T for drawing in drawings for stroke in drawing]
+    wide = [np.asarray(stroke[:2]).T for drawing in drawings for stroke in drawing]
+    pairs = [pair.astype(np.uint8) for pair in wide]
+    if any(not np.array_equal(a, b) for a, b in zip(wide, pairs, strict=True)):
+        raise ValueError("coordinates must be integers in 0..255")
     points = np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.uint8)
     lengths = np.array([len(pair) for pair in pairs], dtype=np.int64)
     counts = np.array([len(drawing) for drawing in drawings], dtype=np.int64)
@@ -94,14 +101,43 @@ def offsets(lengths: NDArray[np.int64]) -> Offsets:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
+def raise_bad(bad: int, index: Offsets) -> None:
+    """Raise for the drawing at position ``bad`` of ``index``; do nothing when it is negative."""
+    if bad >= 0:
+        raise ValueError(f"drawing {int(index[bad])}: its offsets do not ascend (damaged data)")
+
+
 def check_index(index: Offsets, drawings: int) -> None:
     """Raise unless ``index`` is (B,) int64 with every element in 0..drawings-1."""
+    if not isinstance(index, np.ndarray):
+        raise ValueError(f"index must be an array of int64, got {type(index).__name__}")
     if index.dtype != np.int64 or index.ndim != 1:
         raise ValueError(f"index must be (B,) int64, got {index.shape} {index.dtype}")
     if len(index) and not (index.min() >= 0 and index.max() < drawings):
         raise ValueError(
             f"index {int(index.min())}..{int(index.max())} must be in 0..{drawings - 1}"
         )
+
+
+@njit(cache=True, nogil=True)
+def first_bad(
+    points: Points, stroke_offset: Offsets, drawing_offset: Offsets, index: Offsets
+) -> int:
+    """The first b whose drawing index[b] is not there, or has offsets out of order; or -1."""
+    strokes, total = len(stroke_offset) - 1, len(points)
+    for b in range(len(index)):
+        d = index[b]
+        if not 0 <= d < len(drawing_offset) - 1:
+            return b
+        first, last = drawing_offset[d], drawing_offset[d + 1]
+        if not 0 <= first <= last <= strokes:
+            return b
+        if stroke_offset[first] < 0 or stroke_offset[last] > total:
+            return b
+        for s in range(first, last):
+            if stroke_offset[s + 1] < stroke_offset[s]:
+                return b
+    return -1
 
 
 @njit(cache=True, nogil=True)

@@ -84,7 +84,7 @@ class DeviceStrokes:
 
 def _check_offsets(strokes: Strokes) -> None:
     """Raise ValueError with the first drawing whose offsets are out of order."""
-    from fastvae.kernels.raster_frame import first_bad  # compiled by Numba, when it is needed
+    from fastvae.kernels.strokes import first_bad  # compiled by Numba, when it is needed
 
     for start in range(0, strokes.drawings, _DRAWINGS_AT_ONCE):
         index = np.arange(start, min(start + _DRAWINGS_AT_ONCE, strokes.drawings), dtype=np.int64)
