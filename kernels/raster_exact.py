@@ -1,5 +1,6 @@
 """The anti-aliased rasterizer's exact mode: what cairo 1.16 draws with Google's recipe for the
-bitmaps of Quick, Draw!, byte for byte (but see below). Frame and affine maps are defined in ``raster.py``.
+bitmaps of Quick, Draw!, byte for byte (but see below). Frame and affine maps are defined in
+``raster.py``.
 
 This is cairo's arithmetic, in an order that suits vectors (antialias best, round caps and joins,
 one stroke() per stroke):
