@@ -143,20 +143,18 @@ def test_threads(
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core")
     strokes, _ = every_tenth
-    # As many drawings a call as there are here, often: what is measured is drawing.
-    many = strokes.select(np.arange(4 * BATCH[side]) % strokes.drawings)
+    # Tens of milliseconds a call: what is measured is drawing, not starting threads.
+    many = strokes.select(np.arange(64 * BATCH[side]) % strokes.drawings)
     index: NDArray[np.int64] = np.arange(many.drawings, dtype=np.int64)
     out = np.empty((len(index), side, side), dtype=np.uint8)
-    repeat = 5
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for count in range(ROUNDS + 1):
         for threads, taken in seconds.items():
             begin = time.perf_counter()
-            for _ in range(repeat):
-                rasterize(many, Frame(side), index, mode=mode, out=out, threads=threads)
+            rasterize(many, Frame(side), index, mode=mode, out=out, threads=threads)
             if count:
                 taken.append(time.perf_counter() - begin)
-    rate = {n: repeat * len(index) / Spread.of(taken).p50 for n, taken in seconds.items()}
+    rate = {n: len(index) / Spread.of(taken).p50 for n, taken in seconds.items()}
     report(benchmark, ratios(seconds[1], seconds[2]), rate[2], rate[1])
     benchmark.group = f"raster {mode}, two threads against one"
     benchmark.name = f"{side}x{side}"
