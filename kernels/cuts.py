@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 
 from fastvae.kernels.jit import njit
 from fastvae.kernels.philox_numba import four_words, unit
-from fastvae.kernels.strokes import Offsets, Points, Strokes, check_index, first_bad, raise_bad
+from fastvae.kernels.strokes import (
+    Offsets,
+    Points,
+    Strokes,
+    check_index,
+    first_bad,
+    raise_bad,
+    read_only,
+)
 
 PrefixMode = Literal["strokes", "points", "time"]
 _MODES = {"strokes": 0, "points": 1, "time": 2}
@@ -97,11 +105,9 @@ def prefix_cuts(
         first_bad(strokes.points, strokes.stroke_offset, strokes.drawing_offset, index), index
     )
     _prefix_cuts(
-        strokes.points,
-        strokes.stroke_offset,
-        strokes.drawing_offset,
-        np.empty(0, dtype=np.int32) if time is None or mode != "time" else time,
-        index,
+        *strokes.arrays(),
+        read_only(np.empty(0, dtype=np.int32) if time is None or mode != "time" else time),
+        read_only(index),
         seed,
         _MODES[mode],
         low,
@@ -137,10 +143,8 @@ def boxes(
         first_bad(strokes.points, strokes.stroke_offset, strokes.drawing_offset, index), index
     )
     _boxes(
-        strokes.points,
-        strokes.stroke_offset,
-        strokes.drawing_offset,
-        index,
+        *strokes.arrays(),
+        read_only(index),
         seed,
         view,
         _affine(affine, len(index)),
@@ -173,8 +177,7 @@ def jitter(
 
 
 def _check_offsets(strokes: Strokes, index: Offsets) -> None:
-    arrays = (strokes.points, strokes.stroke_offset, strokes.drawing_offset)
-    raise_bad(int(first_bad(*arrays, index)), index)
+    raise_bad(int(first_bad(*strokes.arrays(), read_only(index))), index)
 
 
 def _affine(affine: NDArray[np.float32] | None, rows: int) -> NDArray[np.float32]:

@@ -38,7 +38,15 @@ from fastvae.kernels.bitrows import Words, check_byte, unpack_rows, words_per_ro
 from fastvae.kernels.jit import njit
 from fastvae.kernels.morphology import edges_of_words, lanes, step
 from fastvae.kernels.raster_frame import MAX_SIDE, in_threads
-from fastvae.kernels.strokes import Offsets, Points, Strokes, check_index, first_bad
+from fastvae.kernels.strokes import (
+    Offsets,
+    Points,
+    Strokes,
+    check_index,
+    first_bad,
+    raise_bad,
+    read_only,
+)
 
 _ONE, _ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 _SHIFT = 40
@@ -91,9 +99,8 @@ def rasterize_binary(
     check_byte("ink", ink)
     check_byte("paper", paper)
     check_index(index, strokes.drawings)
-    bad = first_bad(strokes.points, strokes.stroke_offset, strokes.drawing_offset, index)
-    if bad >= 0:
-        raise ValueError(f"drawing {int(index[bad])}: its offsets do not ascend (damaged data)")
+    arrays, index = strokes.arrays(), read_only(np.ascontiguousarray(index))
+    raise_bad(int(first_bad(*arrays, index)), index)
     count, across = len(index), words_per_row(side)
     shape, dtype = ((side, across), np.uint64) if packed else ((side, side), np.uint8)
     full = _target("out", out, (count, *shape), dtype)
@@ -104,21 +111,19 @@ def rasterize_binary(
     else:
         if cut.shape != (count,) or cut.dtype != np.int64:
             raise ValueError(f"cut must be ({count},) int64, got {cut.shape} {cut.dtype}")
-        shown = np.ascontiguousarray(cut)
+        shown = read_only(np.ascontiguousarray(cut))
         partial = _target("partial_out", partial_out, (count, *shape), dtype)
         if np.may_share_memory(full, partial):
             raise ValueError("out and partial_out must not share memory")
     place = (np.arange(256) * ((side - pad) / 256)).astype(np.int64) + pad // 2
-    index = np.ascontiguousarray(index)
     nothing = np.empty(0, dtype=dtype)
     targets = full.reshape(-1), nothing if partial is None else partial.reshape(-1)
     edges, rows = edges_of_words(side, side)
 
     def run(lo: int, hi: int) -> None:
         _rasterize(
-            lo, hi, strokes.points, strokes.stroke_offset, strokes.drawing_offset, index,
-            index[:0] if shown is None else shown, place, side, min(widen, side), dots,
-            edges, rows, *targets, np.uint8(ink), np.uint8(paper),
+            lo, hi, *arrays, index, index[:0] if shown is None else shown, place, side,
+            min(widen, side), dots, edges, rows, *targets, np.uint8(ink), np.uint8(paper),
         )  # fmt: skip
 
     in_threads(run, count, 1 if threads == 0 and count < _LITTLE else threads)

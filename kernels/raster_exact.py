@@ -54,7 +54,7 @@ from fastvae.kernels.raster_exact_scan import (
 )
 from fastvae.kernels.raster_frame import Frame, in_threads, largest
 from fastvae.kernels.raster_frame import place as map_to_px
-from fastvae.kernels.strokes import Offsets, Strokes, first_bad
+from fastvae.kernels.strokes import Offsets, Strokes, first_bad, read_only
 
 Images = NDArray[np.uint8]
 Affine = NDArray[np.float32]
@@ -84,14 +84,13 @@ def render(
     threads: int,
 ) -> int:
     """See "Low-level calls" in ``raster.py``."""
-    points, index = _read_only(strokes.points), _read_only(index)
-    stroke_offset = _read_only(strokes.stroke_offset)
-    drawing_offset = _read_only(strokes.drawing_offset)
+    points, stroke_offset, drawing_offset = strokes.arrays()
+    index = read_only(index)
     bad = int(first_bad(points, stroke_offset, drawing_offset, index))
     if bad >= 0 or len(index) == 0:
         return bad
-    cuts = _read_only(np.empty(0, np.int64) if cut is None else cut)
-    maps = _read_only(np.empty((0, 2, 3), np.float32) if affine is None else affine)
+    cuts = read_only(np.empty(0, np.int64) if cut is None else cut)
+    maps = read_only(np.empty((0, 2, 3), np.float32) if affine is None else affine)
     full = full.reshape(-1)
     partial = np.empty(0, np.uint8) if partial is None else partial.reshape(-1)
     flat = points.reshape(-1)
@@ -107,13 +106,6 @@ def render(
 
     in_threads(run, len(index), threads)
     return -1
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """A view that may not be written: numba compiles once, whatever the array's own flag says."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 @njit(cache=True, nogil=True)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numba import extending, types
@@ -42,7 +42,7 @@ from fastvae.kernels.raster_frame import (
     largest,
     place,
 )
-from fastvae.kernels.strokes import Offsets, Points, Strokes, first_bad
+from fastvae.kernels.strokes import Offsets, Points, Strokes, first_bad, read_only
 
 ir: Any = import_module("llvmlite.ir")  # has no types
 intrinsic: Any = extending.intrinsic  # what it makes has not the signature that Numba tells mypy
@@ -51,7 +51,6 @@ Words = NDArray[np.uint16]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Images = NDArray[np.uint8]
-Array = TypeVar("Array", bound=NDArray[Any])
 
 f4, i4, i8, u8 = np.float32, np.int32, np.int64, np.uint64
 
@@ -306,14 +305,13 @@ def render(
     threads: int,
 ) -> int:
     """See "Low-level calls" in ``raster.py``."""
-    points, index = _read_only(strokes.points), _read_only(index)
-    stroke_offset = _read_only(strokes.stroke_offset)
-    drawing_offset = _read_only(strokes.drawing_offset)
+    points, stroke_offset, drawing_offset = strokes.arrays()
+    index = read_only(index)
     bad = int(first_bad(points, stroke_offset, drawing_offset, index))
     if bad >= 0 or len(index) == 0:
         return bad
-    cut = _read_only(np.empty(0, np.int64) if cut is None else cut)
-    affine = _read_only(np.empty((0, 2, 3), np.float32) if affine is None else affine)
+    cut = read_only(np.empty(0, np.int64) if cut is None else cut)
+    affine = read_only(np.empty((0, 2, 3), np.float32) if affine is None else affine)
     full = full.reshape(-1)
     partial = np.empty(0, np.uint8) if partial is None else partial.reshape(-1)
 
@@ -326,13 +324,6 @@ def render(
     work = len(index) * (1000 + frame.side * frame.side // 3)  # ns, about
     in_threads(run, len(index), min(threads or default_threads(), 1 + work // GRAIN))
     return -1
-
-
-def _read_only(array: Array) -> Array:
-    """A view that may not be written: numba compiles once, whatever the array's own flag says."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -1,4 +1,4 @@
-"""What both anti-aliased rasterizers share: the frame, a drawing's transform, threads.
+"""What both anti-aliased rasterizers share: the frame, how a drawing is placed, threads.
 
 Everything here is per drawing or per point; the loops over pixels are in ``raster_fast.py`` and
 ``raster_exact.py``.
@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvae.kernels.jit import njit
-from fastvae.kernels.strokes import Points
 
 CANVAS = 256.0
 """Side of the square that points 0..255 lie in, in their own units."""
@@ -102,21 +101,6 @@ def place(
     x0 += half - xx * centre_x - xy * centre_y
     y0 += half - yx * centre_x - yy * centre_y
     return xx, xy, x0, yx, yy, y0
-
-
-@njit(cache=True, nogil=True)
-def transform(
-    points: Points,
-    begin: int,
-    end: int,
-    affine: NDArray[np.float32],
-    b: int,
-    side: int,
-    scale: float,
-) -> Any:
-    """``place`` for points begin..end-1, which are those of one drawing."""
-    max_x, max_y = largest(points.reshape(-1), begin, end)
-    return place(max_x, max_y, affine, b, side, scale)
 
 
 def default_threads() -> int:

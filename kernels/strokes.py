@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from fastvae.kernels.jit import njit
 
 Points = NDArray[np.uint8]
 Offsets = NDArray[np.int64]
+Array = TypeVar("Array", bound=NDArray[Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,20 +64,27 @@ class Strokes:
         """Number of drawings."""
         return len(self.drawing_offset) - 1
 
+    def arrays(self) -> tuple[Points, Offsets, Offsets]:
+        """points, stroke_offset, drawing_offset as kernels take them."""
+        return (
+            read_only(self.points),
+            read_only(self.stroke_offset),
+            read_only(self.drawing_offset),
+        )
+
     def check(self) -> None:
         """Raise ValueError unless every offset is at least the one before it (reads them all)."""
         for name in ("stroke_offset", "drawing_offset"):
-            bad = first_descent(getattr(self, name))
+            bad = first_descent(read_only(getattr(self, name)))
             if bad >= 0:
                 raise ValueError(f"{name}[{bad + 1}] is less than {name}[{bad}]")
 
     def select(self, index: Offsets) -> Strokes:
         """Copy the drawings ``index`` (B,) into a set of their own, in that order."""
         check_index(index, self.drawings)
-        raise_bad(
-            int(first_bad(self.points, self.stroke_offset, self.drawing_offset, index)), index
-        )
-        return Strokes(*_select(self.points, self.stroke_offset, self.drawing_offset, index))
+        arrays, index = self.arrays(), read_only(index)
+        raise_bad(int(first_bad(*arrays, index)), index)
+        return Strokes(*_select(*arrays, index))
 
     def strokes_of(self, drawing: int) -> list[Points]:
         """Points (N, 2) of each stroke of one drawing, as views."""
@@ -94,6 +103,14 @@ def from_lists(drawings: list[list[list[list[int]]]]) -> Strokes:
     lengths = np.array([len(pair) for pair in pairs], dtype=np.int64)
     counts = np.array([len(drawing) for drawing in drawings], dtype=np.int64)
     return Strokes(np.ascontiguousarray(points), offsets(lengths), offsets(counts))
+
+
+def read_only(array: Array) -> Array:
+    """A view that may not be written: Numba compiles a kernel once for it, where it would compile
+    again for arrays that may (a mapped set of drawings may not, one in memory may)."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def offsets(lengths: NDArray[np.int64]) -> Offsets:

@@ -84,11 +84,11 @@ class DeviceStrokes:
 
 def _check_offsets(strokes: Strokes) -> None:
     """Raise ValueError with the first drawing whose offsets are out of order."""
-    from fastvae.kernels.strokes import first_bad  # compiled by Numba, when it is needed
+    from fastvae.kernels.strokes import first_bad, read_only  # compiled by Numba, when it is needed
 
     for start in range(0, strokes.drawings, _DRAWINGS_AT_ONCE):
         index = np.arange(start, min(start + _DRAWINGS_AT_ONCE, strokes.drawings), dtype=np.int64)
-        bad = first_bad(strokes.points, strokes.stroke_offset, strokes.drawing_offset, index)
+        bad = first_bad(*strokes.arrays(), read_only(index))
         if bad >= 0:
             raise ValueError(f"drawing {start + bad} has offsets out of order")
 
