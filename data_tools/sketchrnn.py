@@ -27,7 +27,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fastvae.data.bitmaps import npy_header
+from fastvae.data.npy import read_header
 from fastvae.errors import UserError
 from fastvae.kernels.strokes import Strokes, offsets
 
@@ -113,7 +113,7 @@ def _read_split(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> 
             "that a file of sketch-rnn's may have"
         )
     with archive.open(info) as file:  # gives no more bytes than the size just looked at
-        shape, _, dtype = npy_header(file, where, _FETCH)
+        shape, _, dtype = read_header(file, where, _FETCH)
         if dtype.kind != "O" or len(shape) != 1:
             raise UserError(
                 f"{where} is an array of {dtype} with shape {shape}: expected a list of drawings, "

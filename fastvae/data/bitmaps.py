@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tokenize import TokenError
-from typing import IO
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from fastvae.data.npy import read_header
 from fastvae.errors import UserError
 
 SIDE = 28
@@ -26,7 +24,7 @@ def read_bitmaps(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with path.open("rb") as file:
-            shape, fortran, dtype = npy_header(file, str(path), _FETCH)
+            shape, fortran, dtype = read_header(file, str(path), _FETCH)
             start, size = file.tell(), path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
@@ -47,25 +45,3 @@ def read_bitmaps(path: Path) -> NDArray[np.uint8]:
         return np.empty((0, SIDE, SIDE), dtype=np.uint8)
     pixels = np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=shape)
     return pixels.reshape(-1, SIDE, SIDE)
-
-
-def npy_header(file: IO[bytes], name: str, fix: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of a .npy file, a literal of Python's that is parsed and never executed.
-
-    Args:
-        file: at its beginning; afterwards at the first value.
-        name: what to call it in an error.
-        fix: what to do about an error.
-
-    Returns:
-        Shape, whether in Fortran order, dtype.
-    """
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    try:
-        version = npy.read_magic(file)
-        if version not in readers:
-            raise ValueError(f"version {version[0]}.{version[1]}")
-        return readers[version](file)
-    except (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} is no .npy file that can be read ({reason}): {fix}") from None

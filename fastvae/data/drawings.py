@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fastvae.data import npy
 from fastvae.errors import UserError
 from fastvae.kernels.strokes import Strokes, offsets
 
 FORMAT, VERSION = "fastvae drawings", 1
 INDEX = "drawings.json"
-_HEADER_BYTES = 128  # of each .npy: fixed, so that it can be rewritten when the count is known
 
 # Name, dtype, whether an array of offsets, and the extent: points, strokes or drawings.
 _ARRAYS = {
@@ -181,7 +181,7 @@ class DrawingsWriter:
         for name in _ARRAYS:
             if name != "time" or self.timed:
                 self._files[name] = (self._building / f"{name}.npy").open("wb")
-                self._files[name].write(b"\0" * _HEADER_BYTES)
+                self._files[name].write(b"\0" * npy.HEADER_BYTES)
         for name in ("stroke_offset", "drawing_offset"):
             self._files[name].write(np.zeros(1, dtype="<i8").tobytes())
         return self
@@ -253,11 +253,7 @@ def _shape(name: str, count: dict[str, int]) -> tuple[int, ...]:
 
 
 def _npy_header(name: str, count: dict[str, int]) -> bytes:
-    """A version 1.0 header of ``_HEADER_BYTES`` bytes (numpy's NEP 1 asks for a multiple of 64)."""
-    shape = _shape(name, count)
-    text = f"{{'descr': '{_ARRAYS[name][0]}', 'fortran_order': False, 'shape': {shape}, }}"
-    start = b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little")
-    return start + text.encode().ljust(_HEADER_BYTES - 11) + b"\n"
+    return npy.header(np.dtype(_ARRAYS[name][0]), _shape(name, count))
 
 
 def sha256(path: Path) -> str:

@@ -15,14 +15,24 @@ from numpy.typing import NDArray
 from fastvae.data.plan import mix64
 
 
+def identity(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """A key per image (N, ...) from a hash of its bytes: (N,) uint64."""
+    rows = np.ascontiguousarray(images)
+    digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
 def identity_fraction(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """A uniform number in [0, 1) per image, from a hash of its bytes.
 
     Shapes: images (N, ...) uint8; returns (N,) float64.
     """
-    rows = np.ascontiguousarray(images)
-    digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
-    return np.frombuffer(digests, dtype="<u8").astype(np.float64) / 2.0**64
+    return hash_fraction(identity(images))
+
+
+def hash_fraction(key: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """A uniform number in [0, 1) per key (N,) that is a hash already."""
+    return key.astype(np.float64) / 2.0**64
 
 
 def split_indices(
