@@ -89,6 +89,22 @@ class DataConfig:
     files); digits and doodles need no files."""
     root: str = "data/mnist"
     """Folder of the data files (not used by digits and doodles)."""
+    source: Literal[
+        "auto", "files", "shards", "resident", "mapped", "beton", "ffcv", "webdataset"
+    ] = "auto"
+    """How images are read: auto looks at what is in data.root; files: the data set's own files;
+    shards made by fastvae-data: in memory when small (resident), else from the disk (mapped);
+    beton: FFCV files, read natively; ffcv: by ffcv itself; webdataset: tars, window by window."""
+    urls: tuple[str, ...] = ()
+    """webdataset: tars of train, val and (if there are any) test, as URLs or paths with {000..009}
+    for numbers; empty = train*.tar, val*.tar, test*.tar in data.root."""
+    window: int = 16384
+    """webdataset: samples that are shuffled among each other, and held in memory twice."""
+    allow_pipe: bool = False
+    """webdataset: allow URLs that are commands (pipe:...), which the shell runs."""
+    on_damage: Literal["raise", "skip"] = "raise"
+    """What to do about damaged or missing shards: stop with an error that names them, or leave out
+    what is damaged (all bytes are then verified at the start; the count is told)."""
     binarize: Literal["none", "threshold", "static", "dynamic"] = "none"
     """none: grey values are Bernoulli means; threshold: 1 where pixel/255 > data.threshold; static:
     pixels drawn once as Bernoulli(pixel/255); dynamic: drawn anew each epoch (validation and test
@@ -110,6 +126,8 @@ class DataConfig:
         for name in ("val_fraction", "test_fraction"):
             value = getattr(self, name)
             _require(0.0 < value < 1.0, f"data.{name}", value, "a share between 0 and 1")
+        _require(self.window > 0, "data.window", self.window, "1 or more")
+        _require(len(self.urls) in (0, 2, 3), "data.urls", self.urls, "train, val and perhaps test")
         total = self.val_fraction + self.test_fraction
         _require(total < 1.0, "data.val_fraction + data.test_fraction", total, "less than 1")
 

@@ -181,6 +181,8 @@ def _resume(config: Config, folder: RunFolder, world: World) -> Start:
 
 # What weights and sample stream depend on. Other fields may change on resume, with a warning.
 _FIXED = ("seed", "batch_size", "model", "data", "strokes", "optim.optimizer")
+# Where the same bytes come from; the fingerprint and the plan are compared besides.
+_MOVABLE = ("data.root", "data.resident", "data.source", "data.urls", "data.allow_pipe")
 _FREE = ("name", "out", "resume", "preset", "log", "checkpoint", "device")
 
 
@@ -188,7 +190,7 @@ def check_resumable(saved: Config, config: Config, path: Path) -> None:
     """Compare configurations: a UserError for what cannot change, a warning for what can."""
     for key, before, now in _differences(saved, config):
         section = key.partition(".")[0]
-        if section in _FREE or key in ("data.root", "data.resident"):
+        if section in _FREE or key in _MOVABLE:
             continue
         if section in _FIXED or key in _FIXED:
             raise UserError(

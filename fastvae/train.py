@@ -23,6 +23,7 @@ import fastvae
 from fastvae import figures
 from fastvae.command import run_command
 from fastvae.config import Config
+from fastvae.data import packed
 from fastvae.engine import checkpoint, distributed, graph, precision
 from fastvae.engine.checkpoint import CheckpointStore, DamagedCheckpoint
 from fastvae.engine.distributed import World
@@ -139,6 +140,9 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
         total=t.total_steps,
     )
     log.say(describe(t, folder, first))
+    for loader in t.loaders.values():
+        for line in loader.source.quarantined:
+            log.say(f"warning: left out: {line}")
     run = make_step(t)
     if first >= t.total_steps:
         log.say("nothing left to train: raise --epochs to go on")
@@ -178,6 +182,8 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
     finally:
         signal.close()
         log.close()
+        for loader in t.loaders.values():
+            loader.close()
 
 
 def log_training(
@@ -290,13 +296,14 @@ def finish(t: Trainer, log: RunLog, folder: RunFolder, begin: float) -> None:
 def describe(t: Trainer, folder: RunFolder, first: int) -> str:
     """What is about to happen, for a person."""
     config, sizes = t.config, {k: len(loader.source) for k, loader in t.loaders.items()}
+    data = f"{config.data.dataset} ({packed.describe(t.loaders['train'].source)})"
     refusal = graph.why_not(config, t.world) if config.cuda_graph else ""
     return (
         f"fastvae {fastvae.__version__}: preset {config.preset}, "
         f"{count_parameters(t.model):,} parameters, {config.precision} on "
         f"{t.world.size} x {t.world.device.type}, losses: "
         f"{precision.resolve_path(t.world.device)}\n"
-        f"data {config.data.dataset}: {sizes['train']:,} train, {sizes['val']:,} val, "
+        f"data {data}: {sizes['train']:,} train, {sizes['val']:,} val, "
         f"{sizes['test']:,} test images; {t.plan.steps_per_epoch} steps per epoch of "
         f"{config.batch_size} images\n"
         f"run folder {folder.path}, "

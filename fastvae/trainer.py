@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,7 @@ def build(config: Config, world: World) -> Trainer:
             f"{config.data.dataset} are {list(shape)}: "
             f"use --model.image-shape {' '.join(map(str, shape))}"
         )
+    same_data(sources["train"].fingerprint, world)
     loaders = {
         name: Loader(
             place(source, config.data.resident, world.device),
@@ -103,6 +105,7 @@ def build(config: Config, world: World) -> Trainer:
         rank=world.rank,
         accumulate=config.accumulate,
         tail=config.data.tail,
+        order=sources["train"].order,
     )
     try:
         model = build_model(config.model).to(world.device)
@@ -150,6 +153,19 @@ def build(config: Config, world: World) -> Trainer:
         beta=torch.zeros((), device=world.device),
         total_steps=config.max_steps or config.epochs * plan.steps_per_epoch,
     )
+
+
+def same_data(fingerprint: str, world: World) -> None:
+    """Raise UserError on all ranks unless they all see the same training data."""
+    digest = hashlib.blake2b(fingerprint.encode(), digest_size=8).digest()
+    mine = torch.tensor(list(digest), dtype=torch.int64)
+    every = world.gather(mine)
+    others = [rank for rank, theirs in enumerate(every) if not torch.equal(theirs, every[0])]
+    if others:
+        raise UserError(
+            f"rank {others[0]} sees other training data than rank 0: give all of them the same "
+            "files (or, with --data.on-damage skip, the same damage)"
+        )
 
 
 def place(source: Source, where: str, device: torch.device) -> Source:

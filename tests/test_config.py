@@ -38,6 +38,7 @@ OTHER: dict[str, tuple[Sequence[str], Any]] = {
     "model.hidden": (["99"], (99,)),
     "data.dataset": (["mnist"], "mnist"),
     "strokes.categories": (["cat", "hot dog"], ("cat", "hot dog")),
+    "data.urls": (["a-{0..3}.tar", "b.tar"], ("a-{0..3}.tar", "b.tar")),
     "strokes.shown": (["0.25", "0.75"], (0.25, 0.75)),
     "kl.schedule": (["piecewise"], "piecewise"),
     "kl.points": (["0", "0.25", "5", "1"], ((0.0, 0.25), (5.0, 1.0))),

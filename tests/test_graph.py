@@ -68,7 +68,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             log.append("replay")
 
     @contextlib.contextmanager
-    def record(_graph: Graph) -> Iterator[None]:
+    def record(_graph: Graph, **_options: str) -> Iterator[None]:
         log.append("record")
         yield
 
@@ -101,7 +101,7 @@ def test_a_failed_capture_warns_once_and_training_goes_on(
     pretend: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @contextlib.contextmanager
-    def refuse(_graph: object) -> Iterator[None]:
+    def refuse(_graph: object, **_options: str) -> Iterator[None]:
         yield
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
@@ -130,7 +130,7 @@ def test_gradients_of_a_broken_capture_are_forgotten(
     broken = trainers[0]
 
     @contextlib.contextmanager
-    def refuse(_graph: object) -> Iterator[None]:
+    def refuse(_graph: object, **_options: str) -> Iterator[None]:
         yield  # as far as the gradients; then the optimizer fails
 
         raise RuntimeError("not permitted")

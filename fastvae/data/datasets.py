@@ -1,7 +1,8 @@
 """Data sets by name: read the files, check them, split them.
 
-``load_splits(config)`` is the one door; a new data set of images is one function in ``_READERS``,
-one of anything else is a function in ``_SOURCES``.
+``load_splits(config)`` is the one door. What data tools have packed (shards, .beton, tars) is
+opened by ``fastvae.data.packed``; of a data set's own files, a new one of images is one function in
+``_READERS``, one of anything else is a function in ``_SOURCES``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from fastvae.config import Config, DataConfig
 from fastvae.data.bitmaps import read_bitmaps
 from fastvae.data.idx import read_idx
+from fastvae.data.packed import choose, open_packed
 from fastvae.data.sources import Source
 from fastvae.data.sources.resident import ResidentSource
 from fastvae.data.splits import split_indices
@@ -118,7 +120,10 @@ def load_splits(config: Config) -> Mapping[str, Source]:
     The test part is the data set's own where it has one; else ``test_fraction`` of the images.
     """
     name = config.data.dataset
-    if name in _SOURCES:
+    how = choose(config.data, needs_no_files=name in ("digits", "doodles"))
+    if how != "files":
+        sources: Mapping[str, Source] = open_packed(config, how)
+    elif name in _SOURCES:
         sources = _SOURCES[name](config)
     elif name in _READERS:
         sources = _resident(config.data)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,16 @@ def permute(positions: Indices, n: int, seed: int, epoch: int) -> Indices:
     return x.astype(np.int64)
 
 
+class Order(Protocol):
+    """Another order than the keyed permutation, for sources that cannot be read in any order."""
+
+    def indices(self, positions: Indices, epoch: int) -> Indices:
+        """Samples (K,) at positions (K,) of the stream of an epoch: a bijection of 0..n-1."""
+
+    def describe(self) -> dict[str, int | str]:
+        """What the order depends on, plain numbers and words."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The order of training samples: a step covers ``batch_size`` positions of the stream."""
@@ -73,6 +83,8 @@ class Plan:
     """Micro-batches per step and rank."""
     tail: Literal["drop", "wrap"] = "drop"
     """What happens to the last n % batch_size samples of an epoch."""
+    order: Order | None = None
+    """Order within an epoch; None for ``permute``."""
 
     def __post_init__(self) -> None:
         sizes = (self.n, self.batch_size, self.world_size, self.accumulate)
@@ -116,11 +128,16 @@ class Plan:
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
         offsets = self.offset(micro) + np.arange(self.micro_batch, dtype=np.int64)
         positions = (in_epoch * self.batch_size + offsets) % self.n
-        return permute(positions, self.n, self.seed, epoch), step * self.batch_size + offsets
+        if self.order is not None:
+            chosen = self.order.indices(positions, epoch)
+        else:
+            chosen = permute(positions, self.n, self.seed, epoch)
+        return chosen, step * self.batch_size + offsets
 
     def state(self) -> dict[str, int | str]:
         """What must not change for a resumed run to see the same stream."""
-        return {name: getattr(self, name) for name in ("n", "batch_size", "seed", "tail")}
+        fixed = {name: getattr(self, name) for name in ("n", "batch_size", "seed", "tail")}
+        return fixed if self.order is None else fixed | self.order.describe()
 
 
 def evaluation_slices(

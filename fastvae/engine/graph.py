@@ -88,7 +88,8 @@ class StepGraph:
         self._static = [x.clone() for x in images]
         graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph):
+            # thread_local: a thread that prepares batches goes on allocating meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step(self._static)
         except RuntimeError as error:
             self.failed, self._static = True, []

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastvae import ops
 from fastvae.config import StrokesConfig
 from fastvae.data.drawings import Drawings, fingerprint
-from fastvae.data.sources import Samples
+from fastvae.data.sources import RandomAccess, Samples
 from fastvae.errors import UserError
 from fastvae.kernels import cuts
 from fastvae.kernels.raster import Frame, rasterize
@@ -29,7 +29,7 @@ Affine = NDArray[np.float32]
 Pair = tuple[Tensor, Tensor | None]
 
 
-class StrokesSource:
+class StrokesSource(RandomAccess):
     """Drawings as images (B, 1, side, side) uint8, white lines on black.
 
     Args:
@@ -56,6 +56,9 @@ class StrokesSource:
         self.pixels = _pixels(self.frame, binary=view.raster == "binary")
         self.seed = seed
         self.fingerprint = fingerprint(drawings)
+        self.classes = drawings.words
+        self.about = f"strokes, drawn ({view.raster})"
+        self.has_condition = view.partial != "none"
         self._on_device: ops.DeviceStrokes | None = None
         self._epoch_seed: tuple[int | None, int] | None = None
 
@@ -88,7 +91,7 @@ class StrokesSource:
     def __len__(self) -> int:
         return len(self.drawings)
 
-    def gather(self, index: Tensor, epoch: int | None = None) -> Samples:
+    def gather(self, index: Tensor, epoch: int | None = None, *, pin: bool = False) -> Samples:
         chosen = index.numpy()
         seed = self._seed(epoch)
         affine = None
@@ -108,6 +111,9 @@ class StrokesSource:
         if self.view.partial == "box":
             partial = self._without_box(full, chosen, seed, affine)
         label = torch.from_numpy(self.drawings.word[chosen].astype(np.int64))
+        if pin and full.device.type == "cpu":
+            full = full.pin_memory()
+            partial = None if partial is None else partial.pin_memory()
         return Samples(full, partial, label)
 
     def _seed(self, epoch: int | None) -> int:
