@@ -33,9 +33,18 @@ COMMANDS = {
     "doodles": Command(
         "fastvae.data_tools.doodles", "generate sketches as ndjson, to try things on"
     ),
-    "quickdraw": Command("fastvae.data_tools.quickdraw", "pack drawings as strokes, for training"),
-    "inspect": Command("fastvae.data_tools.inspect", "count and verify packed or raw drawings"),
-    "preview": Command("fastvae.data_tools.preview", "draw a contact sheet of drawings"),
+    "quickdraw": Command(
+        "fastvae.data_tools.quickdraw", "pack drawings as strokes, or as images in shards"
+    ),
+    "images": Command("fastvae.data_tools.images", "decode photos into shards, once"),
+    "strips": Command("fastvae.data_tools.strips", "cut comic strips into panels, as shards"),
+    "idx": Command("fastvae.data_tools.idx", "pack MNIST and its relatives as shards"),
+    "convert": Command(
+        "fastvae.data_tools.convert", "between shards, stock WebDataset tars and FFCV .beton"
+    ),
+    "verify": Command("fastvae.data_tools.verify", "compare every byte with its checksum"),
+    "inspect": Command("fastvae.data_tools.inspect", "count what a data set holds"),
+    "preview": Command("fastvae.data_tools.preview", "draw a contact sheet"),
 }
 
 

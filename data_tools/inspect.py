@@ -1,4 +1,7 @@
-"""``fastvae-data inspect``: what a packed data set, or files of drawings, hold."""
+"""``fastvae-data inspect``: what a packed data set, or files of drawings, hold.
+
+Strokes and files of drawings are counted here, images in ``inspect_images.py``.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvae.data.drawings import INDEX, Drawings, load
+from fastvae.data.drawings import Drawings, load
 from fastvae.data_tools.arguments import at_least
-from fastvae.data_tools.pieces import expand, pieces
+from fastvae.data_tools.forms import Form, form_of
+from fastvae.data_tools.inspect_images import inspect_images
+from fastvae.data_tools.pieces import SUFFIXES, expand, pieces
 from fastvae.data_tools.quickdraw import MANIFEST, SPLITS, readable
 from fastvae.errors import UserError
 
@@ -23,12 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Count what a packed data set holds, and compare its files with their checksums; or read "
-        "files of drawings\nand list every record that cannot be read. Ends with exit code 2 when "
-        "something is damaged."
+        "Count what a packed data set holds (shards, .beton, WebDataset tars, strokes; of strokes "
+        "the checksums are\ncompared, too; of the others: fastvae-data verify); or read files of "
+        "drawings and list every record that\ncannot be read. Ends with exit code 2 when something "
+        "is damaged."
     )
     parser.epilog = (
-        "examples:\n  fastvae-data inspect data/doodles\n  fastvae-data inspect *.ndjson"
+        "examples:\n"
+        "  fastvae-data inspect data/doodles\n"
+        "  fastvae-data inspect data/coco-shards\n"
+        "  fastvae-data inspect *.ndjson"
     )
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="DIR|FILE", help="one packed folder, or files"
@@ -45,11 +54,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what is there."""
     first: Path = args.paths[0]
-    if len(args.paths) == 1 and any((first / part / INDEX).is_file() for part in (*SPLITS, "")):
+    form = _form(first) if len(args.paths) == 1 else None
+    if form is Form.STROKES:
         _packed(first, args.most)
+    elif form is not None:
+        inspect_images(first, args.most)
     else:
         _files(args.paths, args.most)
     return 0
+
+
+def _form(path: Path) -> Form | None:
+    """The form of what is packed; None for files of drawings and folders of them."""
+    if path.is_file() and path.suffix not in (".beton", ".tar"):
+        return None
+    if path.is_dir() and any(p.suffix in SUFFIXES for p in path.iterdir()):
+        return None
+    return form_of(path)
 
 
 def _packed(folder: Path, most: int) -> None:

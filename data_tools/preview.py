@@ -1,4 +1,7 @@
-"""``fastvae-data preview``: a contact sheet of drawings, the partial one above the full one."""
+"""``fastvae-data preview``: a contact sheet of drawings, the partial one above the full one.
+
+Images that are packed as such (shards, .beton, tars) are laid out in ``preview_images.py``.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,13 @@ from fastvae.config import StrokesConfig
 from fastvae.data.drawings import INDEX, Drawings, load
 from fastvae.data.sources.strokes import StrokesSource
 from fastvae.data_tools.arguments import at_least
-from fastvae.data_tools.pieces import expand, pieces
+from fastvae.data_tools.forms import Form, form_of
+from fastvae.data_tools.pieces import SUFFIXES, expand, pieces
+from fastvae.data_tools.preview_images import GAP, LABEL, fitting, sheet_of_images
 from fastvae.errors import UserError, nearest
 
 Images = NDArray[np.uint8]
 MOST_READ = 100_000  # drawings, of files that are not packed
-GAP, LABEL = 4, 14  # pixels between pictures, and for the line of text under them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Draw some drawings of a packed data set, or of raw files, on one sheet: what is shown of "
-        "each to a\nconditional model above what it is to draw."
+        "each to a\nconditional model above what it is to draw. Of shards, .beton files and tars: "
+        "images as they are stored\n(--side, --partial and --raster are for strokes)."
     )
     parser.epilog = (
         "examples:\n"
@@ -59,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the sheet and say where it is."""
+    if _is_images(args.source):
+        picture, total = sheet_of_images(
+            args.source, args.split, args.count, args.columns, args.categories, args.seed
+        )
+        folder = args.source if args.source.is_dir() else args.source.parent
+        return _save(picture, args.out or folder / "preview.png", f"of {total:,} images")
     drawings = _read(args.source, args.split)
     index = choose(drawings, args.count, args.categories, args.seed)
     if len(index) == 0:
@@ -73,13 +84,27 @@ def run(args: argparse.Namespace) -> int:
     if out is None:
         packed = args.source.is_dir() and (args.source / args.split).is_dir()
         out = args.source / "preview.png" if packed else Path(f"{args.source.stem}-preview.png")
+    return _save(picture, out, f"{len(chosen)} of {len(drawings):,} drawings")
+
+
+def _is_images(source: Path) -> bool:
+    """Whether images are packed here, and not strokes."""
+    if source.is_dir() and any(p.suffix in SUFFIXES for p in source.iterdir()):
+        return False
+    if source.is_file() and source.suffix not in (".beton", ".tar"):
+        return False
+    return form_of(source) is not Form.STROKES
+
+
+def _save(picture: Image.Image, out: Path, what: str) -> int:
+    """Write the picture whole or not at all."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(part := out.with_name(f".{out.name}.tmp"), format="png")
         part.replace(out)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {error}") from None
-    print(f"{out}: {len(chosen)} of {len(drawings):,} drawings")
+    print(f"{out}: {what}")
     return 0
 
 
@@ -150,13 +175,5 @@ def sheet(full: Images, partial: Images | None, labels: list[str], columns: int)
         for images in pictures:
             paper.paste(Image.fromarray(255 - images[i]), (left, top))
             top += side + GAP
-        pen.text((left, top - 2), _fitting(pen, labels[i], side), fill=0)
+        pen.text((left, top - 2), fitting(pen, labels[i], side), fill=0)
     return paper
-
-
-def _fitting(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """As much of a label as there is room for, on one line."""
-    text = " ".join(text.split())
-    while len(text) > 1 and pen.textlength(text) > width:
-        text = text[:-1]
-    return text

@@ -1,4 +1,5 @@
-"""``fastvae-data quickdraw``: files of drawings to train, val and test sets of strokes.
+"""``fastvae-data quickdraw``: files of drawings to train, val and test sets of strokes, and, when
+asked for, on to shards of images (``rasterize.py``).
 
     files --pieces.py--> Drawings, piece by piece --filter, limit, split--> three DrawingsWriters
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import hashlib
 import json
 import os
 import shlex
@@ -27,10 +29,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import fastvae
+from fastvae.config import StrokesConfig
 from fastvae.data.drawings import Drawings, DrawingsWriter
 from fastvae.data.splits import key_fraction, split_fractions
 from fastvae.data_tools.arguments import at_least, share
 from fastvae.data_tools.pieces import KINDS, Piece, expand, pieces
+from fastvae.data_tools.rasterize import build_images
+from fastvae.data_tools.shard_job import WORK, BuildOptions, building_folder, default_out, report
+from fastvae.data_tools.shard_job import check_target as check_shards
 from fastvae.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")
@@ -46,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Parse files of drawings, filter them, split them by a hash of their key (sketch-rnn files "
         "keep the splits\nthat they come with), and pack them as strokes, ready for training "
-        "(--data.dataset strokes --data.root DIR)."
+        "(--data.dataset strokes --data.root DIR), or\n(--as images, --as bits) draw them once and "
+        "pack the images as shards (--data.source shards --data.root DIR).\n"
+        "Without --out: FILE-strokes or FILE-shards beside the first file or folder."
     )
     parser.epilog = (
         "examples:\n"
@@ -55,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  fastvae-data quickdraw cat.ndjson dog.ndjson --out data/pets --limit 100000 "
         "--recognized\n"
         "  fastvae-data quickdraw sheep.npz --out data/sheep      (sketch-rnn)\n"
+        "  fastvae-data quickdraw data/pets --as bits --side 64 --partial strokes   (of packed "
+        "strokes)\n"
         "then: fastvae-data inspect DIR, fastvae-data preview DIR"
     )
     parser.add_argument(
@@ -62,9 +72,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help=".ndjson (simplified or raw), .bin, sketch-rnn .npz, or folders of these",
+        help=".ndjson (simplified or raw), .bin, sketch-rnn .npz, or folders of these; with --as "
+        "images or bits also one folder of packed strokes",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=("strokes", "images", "bits"),
+        default="strokes",
+        help="what to pack: strokes, which become images in training; or images, one byte or one "
+        "bit per pixel (default: strokes)",
+    )
+    drawn = parser.add_argument_group("with --as images or bits")
+    drawn.add_argument(
+        "--side", type=at_least(1), default=28, metavar="N", help="pixels of the images (28)"
+    )
+    drawn.add_argument(
+        "--raster",
+        choices=("fast", "exact", "binary"),
+        default="fast",
+        help="as --strokes.raster in training (fast)",
+    )
+    drawn.add_argument(
+        "--partial",
+        choices=("none", "strokes", "points", "time", "box"),
+        default="none",
+        help="also store a partial drawing of each, cut once, for conditional models (none)",
+    )
     parser.add_argument(
         "--kind",
         choices=KINDS,
@@ -113,6 +148,68 @@ def run(args: argparse.Namespace) -> int:
     """Pack the files and say what came of them."""
     if args.val + args.test >= 1.0:
         raise UserError(f"--val {args.val} --test {args.test}: nothing is left to train on")
+    first: Path = args.files[0].expanduser()
+    if args.form == "strokes":
+        out = args.out or default_out(first, "strokes")
+        job, counts = pack(args, out)
+        _report(out, job, counts)
+        return 0
+    options = BuildOptions(
+        out=(args.out or default_out(first)).expanduser(),
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+    view = StrokesConfig(raster=args.raster, partial=args.partial)
+    check_shards(options.out, overwrite=options.overwrite)
+    strokes = (
+        first if _is_packed(first) and len(args.files) == 1 else _pack_meanwhile(args, options)
+    )
+    built = build_images(strokes, view, args.side, bits=args.form == "bits", options=options)
+    report(built, options.out, "quickdraw-vae")
+    return 0
+
+
+def _is_packed(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / MANIFEST).read_bytes())["format"] == FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _pack_meanwhile(args: argparse.Namespace, options: BuildOptions) -> Path:
+    """Strokes of the files, packed inside the folder that is being built and removed with it at
+    the end; those that a run with the same files and options has left are used again."""
+    about = [
+        args.kind,
+        args.categories,
+        args.limit,
+        args.recognized,
+        args.val,
+        args.test,
+        args.seed,
+    ]
+    about += [args.on_bad_record]
+    for path in expand(args.files):
+        found = path.stat()
+        about.append((str(path.resolve()), found.st_size, found.st_mtime_ns))
+    name = hashlib.sha256(repr(about).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    strokes = building_folder(options.out) / WORK / name
+    if not strokes.is_dir():
+        strokes.parent.mkdir(parents=True, exist_ok=True)
+        job, _ = pack(args, strokes)
+        if job.reasons:
+            print(f"{job.reasons.total():,} bad records skipped:")
+            for reason, count in job.reasons.most_common(10):
+                print(f"  {count:,}  {reason}")
+    return strokes
+
+
+def pack(args: argparse.Namespace, out: Path) -> tuple[_Job, dict[str, Counter[str]]]:
+    """Pack the files as strokes into ``out``, whole or not at all.
+
+    Returns:
+        What was read, and the number of drawings by split and category.
+    """
     job = _Job(
         files=expand(args.files),
         kind=args.kind,
@@ -120,7 +217,7 @@ def run(args: argparse.Namespace) -> int:
         keep=_Filter(args.categories, args.recognized),
         skip_bad=args.on_bad_record == "skip",
     )
-    out = args.out.expanduser().resolve()
+    out = out.expanduser().resolve()
     check_target(out, job.files, overwrite=args.overwrite)
     chosen = None
     if args.limit is not None:
@@ -147,8 +244,7 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    _report(args.out, job, counts)
-    return 0
+    return job, counts
 
 
 def check_target(out: Path, files: list[Path], *, overwrite: bool) -> None:
@@ -157,10 +253,7 @@ def check_target(out: Path, files: list[Path], *, overwrite: bool) -> None:
         return
     if not overwrite or not out.is_dir():
         raise UserError(f"{out} is there already: give another --out, or --overwrite")
-    try:
-        ours = json.loads((out / MANIFEST).read_bytes())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
+    ours = _is_packed(out)
     known = {*SPLITS, MANIFEST, BAD_RECORDS, "preview.png"}
     foreign = sorted({path.name for path in out.iterdir()} - known)
     inside = [path for path in files if out in path.resolve().parents]
