@@ -1,7 +1,7 @@
 """``fastvae-data download``: fetch the original files of a data set, resumable and verified.
 
-The files of ``mnist`` are known by their SHA-256 (``fetch.py``); those of ``quickdraw`` and
-``sketchrnn`` are verified by what Google's server says of them (``served.py``).
+The files of ``mnist`` and ``coco`` are known by their SHA-256 (``fetch.py``). Those of
+``quickdraw`` and ``sketchrnn`` are verified by what Google's server says of them (``served.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fastvae.data_tools import coco_files
 from fastvae.data_tools import fetch as fetching
 from fastvae.data_tools.fetch import AllMirrorsFailed, RemoteFile, fetch, human
 from fastvae.data_tools.quickdraw_files import (
@@ -80,7 +81,8 @@ DATA_SETS = {
 }
 
 BY_CATEGORY = ("quickdraw", "sketchrnn")
-NAMES = (*DATA_SETS, *BY_CATEGORY)
+COCO = "coco"
+NAMES = (*DATA_SETS, *BY_CATEGORY, COCO)
 
 
 def download(name: str, root: Path, *, mirrors: Sequence[str], timeout: float) -> list[Path]:
@@ -221,6 +223,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="give a mirror up after so many seconds without an answer (default: %(default)g)",
     )
+    coco = parser.add_argument_group("coco only")
+    coco.add_argument(
+        "--parts",
+        choices=coco_files.PARTS,
+        nargs="+",
+        help="which of its zips (default: all); "
+        + ", ".join(f"{name} {human(about.size)}" for name, about in coco_files.PARTS.items()),
+    )
     by_category = parser.add_argument_group("quickdraw and sketchrnn only")
     which = by_category.add_mutually_exclusive_group()
     which.add_argument(
@@ -250,23 +260,39 @@ def run(args: argparse.Namespace) -> int:
     if args.name not in NAMES:
         raise UserError(f"no data set {args.name!r}{nearest(args.name, NAMES)}")
     root: Path = (args.root or Path("data", args.name)).expanduser()
+    _check_options(args)
     try:
         if args.name in BY_CATEGORY:
             return _run_categories(args, root)
-        return _run_table(args, root)
+        return _run_coco(args, root) if args.name == COCO else _run_table(args, root)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for an option of another data set."""
+    options: dict[str, tuple[str, ...]] = {"parts": (COCO,)}
+    options |= dict.fromkeys(("categories", "all", "list", "kind", "rate", "check"), BY_CATEGORY)
+    for option, names in options.items():
+        if getattr(args, option) and args.name not in names:
+            raise UserError(f"--{option} is for {' and '.join(names)}, not for {args.name}")
+
+
 def _run_table(args: argparse.Namespace, root: Path) -> int:
     """A data set whose files are listed in ``DATA_SETS``."""
-    for option in ("categories", "all", "list", "kind", "rate", "check"):
-        if getattr(args, option):
-            raise UserError(f"--{option} is for {' and '.join(BY_CATEGORY)}, not for {args.name}")
     paths = download(args.name, root, mirrors=args.mirror, timeout=args.timeout)
     _tell(paths, "checksums right")
     print(f"next: fastvae train {args.name} --data.root {shlex.quote(str(root))}")
+    return 0
+
+
+def _run_coco(args: argparse.Namespace, root: Path) -> int:
+    """The photos of MS COCO 2017."""
+    parts = dict.fromkeys(args.parts or coco_files.PARTS)
+    paths = coco_files.fetch_coco(list(parts), root, mirrors=args.mirror, timeout=args.timeout)
+    _tell(paths, "checksums right")
+    print(f"next: fastvae-data images {shlex.quote(str(root))}")
     return 0
 
 
