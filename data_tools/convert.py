@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fastvae.data import format as shards
 from fastvae.data.format import Field, Rows
 from fastvae.data.splits import hash_fraction, identity, split_fractions
-from fastvae.data_tools.arguments import at_least, share
+from fastvae.data_tools.arguments import at_least, share_or_none
 from fastvae.data_tools.forms import Form, form_of
 from fastvae.data_tools.sample_sets import CLASSES, SampleSet, in_order, open_sets
 from fastvae.data_tools.shard_job import (
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, use in (("--val", "validation"), ("--test", "testing")):
         parser.add_argument(
             name,
-            type=share,
+            type=share_or_none,
             default=0.05,
             help=f"share for {use} of a source without splits (0.05)",
         )

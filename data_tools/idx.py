@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastvae.data.format import Field, Rows
 from fastvae.data.idx import read_idx
 from fastvae.data.splits import hash_fraction, identity, split_fractions
-from fastvae.data_tools.arguments import share
+from fastvae.data_tools.arguments import share_or_none
 from fastvae.data_tools.shard_job import (
     BadSample,
     Recipe,
@@ -55,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefix", default="", help="what the names of the files begin with, before 'train-'"
     )
     parser.add_argument(
-        "--val", type=share, default=0.04, help="share for validation (0.04, as preset mnist)"
+        "--val", type=share_or_none, default=0.04, help="share for validation (0.04)"
     )
     parser.add_argument(
-        "--test", type=share, default=0.1, help="share for testing where there are no test files"
+        "--test", type=share_or_none, default=0.1, help="share for testing without test files (0.1)"
     )
     add_build_arguments(parser)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ImageColor, features
 
 from fastvae.data.format import Field, Rows
-from fastvae.data_tools.arguments import at_least
+from fastvae.data_tools.arguments import at_least, share_or_none
 from fastvae.data_tools.decode import FITS, RESAMPLE, ImageRecipe, Undecodable, decode
 from fastvae.data_tools.image_files import content_keys, full_name, ignored_words, list_images, read
 from fastvae.data_tools.image_layouts import LAYOUTS, Arranged, ImageFile, arrange, describe, divide
@@ -140,7 +140,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, layouts: Sequence[str]
     for name, use in (("--val", "validation"), ("--test", "testing")):
         parser.add_argument(
             name,
-            type=_share,
+            type=share_or_none,
             default=0.05,
             metavar="SHARE",
             help=f"of the images, for {use}, by a hash of each, where folders do not say (0.05)",
@@ -150,16 +150,6 @@ def add_source_arguments(parser: argparse.ArgumentParser, layouts: Sequence[str]
 def _words(about: dict[str, Any]) -> str:
     high, wide = about["size"]
     return ", ".join([f"{high}x{wide}", *(f"{k} {v}" for k, v in about.items() if k != "size")])
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value < 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a share from 0 to below 1")
-    return value
 
 
 def _pixels(text: str) -> int:
