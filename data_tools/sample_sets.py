@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvae.data.format import SPLITS, Field, Rows, read_manifest
-from fastvae.data.sample_rows import SampleRows, layout_of
-from fastvae.data.sample_rows import _label as label_of
+from fastvae.data.sample_rows import SampleRows, label_of, layout_of
 from fastvae.data.sample_tar import Group, SampleTar, Tally
 from fastvae.data.shards import ShardReader
 from fastvae.data.tar import TarDamage, TarReader

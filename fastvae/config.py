@@ -99,7 +99,8 @@ class DataConfig:
     """webdataset: tars of train, val and (if there are any) test, as URLs or paths with {000..009}
     for numbers; empty = train*.tar, val*.tar, test*.tar in data.root."""
     window: int = 16384
-    """webdataset: samples that are shuffled among each other, and held in memory twice."""
+    """webdataset: samples that are shuffled among each other and held in memory, twice (fewer where
+    images are large: 512 MiB of images at most)."""
     allow_pipe: bool = False
     """webdataset: allow URLs that are commands (pipe:...), which the shell runs."""
     on_damage: Literal["raise", "skip"] = "raise"

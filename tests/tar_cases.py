@@ -69,6 +69,8 @@ class Web:
     url: str = ""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     """(path, Range header) of each request."""
+    stalling: bool = False
+    """Whether no answer comes to its end any more."""
     stalled: threading.Event = field(default_factory=threading.Event)
     """Set to let go of those who wait for an answer that never comes."""
 
@@ -117,6 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         if how == "short":
             del headers["Content-Length"]
         sent = body[start:]
+        how = "stall" if self.web.stalling else how
         if how in ("cut", "changed", "dead", "short", "stall") or (how == "norange" and first):
             sent = sent[:CUT]
         self.answer(206 if start else 200, sent, headers)

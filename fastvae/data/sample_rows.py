@@ -77,7 +77,7 @@ def layout_of(group: Group, name: str, channels: int | None = None) -> Layout:
         height, width, depth = shape[1:]
     else:
         height, width, depth = _decoded(group, group.image, name, channels).shape
-        labelled = _label(group, name) is not None
+        labelled = label_of(group, name) is not None
         conditioned = bool(condition_of(group))
     if min(height, width) < 1 or depth not in (1, 3) or channels not in (None, depth):
         raise Unlike(
@@ -147,7 +147,7 @@ class SampleRows:
         self._check(group, "condition", bool(given), layout.conditioned)
         if given:
             rows["condition"][at] = self._fitting(group, given)
-        label = _label(group, name)
+        label = label_of(group, name)
         self._check(group, "label", label is not None, layout.labelled)
         if label is not None:
             rows["label"][at] = label
@@ -255,7 +255,7 @@ def _array(group: Group, kind: str, name: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
-def _label(group: Group, name: str) -> int | None:
+def label_of(group: Group, name: str) -> int | None:
     for kind in ("cls", "cls.txt"):
         if kind in group.data:
             text = group.data[kind].strip()
@@ -274,12 +274,6 @@ def _identity(group: Group, name: str) -> int:
     if isinstance(key, str) and _HEX.fullmatch(key):
         return int(key, 16)
     return _hash(group.data[group.image])
-
-
-def class_of(group: Group, name: str) -> str | None:
-    """Name of the class of a sample, if its json says it."""
-    found = _about(group, name).get("class")
-    return found if isinstance(found, str) else None
 
 
 def _about(group: Group, name: str) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class _Finder:
 
     def layout_in(self, url: str) -> Layout:
         """The layout of a set, by the first sample of a tar."""
-        with closing(self._open(url)) as tar:
+        with closing(OpenTar(url, allow_pipe=self._allow_pipe)) as tar:
             return layout_of(next(tar.samples.groups()), url, self._channels)
 
     def told(self, url: str) -> int:

@@ -51,7 +51,7 @@ NEEDS = (
 _SEGMENT = 256  # batches that FFCV is told of at once
 _AHEAD = 3  # batches that lie ready
 _POLL = 0.2  # seconds between two looks at the thread
-_IDLE_POLLS = 20  # looks at a thread that sleeps and does nothing, after which it is stuck
+_IDLE_POLLS = 15  # looks at a thread that sleeps and does nothing, after which it is stuck
 _LONGEST = 300.0  # seconds for a batch in any case
 
 
@@ -186,7 +186,7 @@ class FFCVSource(BetonSource):
             return
         thread.iter_ixes = iter(())  # no further batch
         thread.close()
-        until = time.monotonic() + 2.0
+        until = time.monotonic() + 1.0
         while thread.is_alive() and time.monotonic() < until:  # one that is stuck is left alone
             with contextlib.suppress(queue.Empty):
                 thread.output_queue.get_nowait()  # it may wait for room
