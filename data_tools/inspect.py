@@ -20,7 +20,7 @@ from fastvae.data_tools.arguments import at_least
 from fastvae.data_tools.forms import Form, form_of
 from fastvae.data_tools.inspect_images import inspect_images
 from fastvae.data_tools.pieces import SUFFIXES, expand, pieces
-from fastvae.data_tools.quickdraw import MANIFEST, SPLITS, readable
+from fastvae.data_tools.stroke_packing import MANIFEST, SPLITS, readable
 from fastvae.errors import UserError
 
 

@@ -17,7 +17,7 @@ from fastvae.data.drawings import load
 from fastvae.data_tools import pieces as pieces_module
 from fastvae.data_tools.cli import main
 from fastvae.data_tools.pieces import pieces
-from fastvae.data_tools.quickdraw import even_quotas
+from fastvae.data_tools.stroke_packing import even_quotas
 
 SPLITS = ("train", "val", "test")
 LINE = [[[0, 100, 255], [0, 50, 200]], [[10, 20], [250, 255]]]
@@ -287,7 +287,7 @@ def test_interrupted(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastvae.data_tools.quickdraw.split_fractions", stop)
+    monkeypatch.setattr("fastvae.data_tools.stroke_packing.split_fractions", stop)
     code, _, err = run(capsys, "quickdraw", path, "--out", tmp_path / "set")
     assert code == 130
     assert err == "fastvae-data: interrupted\n"

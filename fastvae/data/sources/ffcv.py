@@ -251,7 +251,10 @@ def _open(path: Path, fields: Iterable[str], wanted: list[BetonField], workers: 
 def _ffcv() -> Any:
     try:
         return require(
-            "ffcv", extra="ffcv", purpose="--data.source ffcv", alternative="--data.source beton"
+            "ffcv",
+            extra="ffcv",
+            purpose="--data.source ffcv",
+            alternative="--data.source beton (ffcv is compiled: see the README)",
         )
     except ImportError as error:  # built against another OpenCV, for example
         raise UserError(
