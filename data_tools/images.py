@@ -184,7 +184,9 @@ def run(args: argparse.Namespace) -> int:
     built = build(
         options.out,
         splits,
-        Recipe(fields=fields, make=make, preprocess=preprocess, classes=arranged.classes),
+        Recipe(
+            fields=fields, make=make, preprocess=preprocess, classes=arranged.classes, slow=True
+        ),
         options,
     )
     report(built, options.out, "mnist")

@@ -35,6 +35,8 @@ from fastvae.errors import UserError
 
 BAD_SAMPLES = "bad_samples.jsonl"
 SHARD_BYTES = 64 << 20  # of a shard, about
+SLOW_SHARD_BYTES = 16 << 20  # where making it is slow
+SLOW_TASKS = 16  # at least so many tasks, where there are samples enough
 _NOTE = ".json"  # after the name of a finished shard, while the others are being made
 _LOCK = ".lock"
 WORK = "work"
@@ -64,6 +66,9 @@ class Recipe:
     preprocess: Mapping[str, Any]
     """Plain JSON, for the manifest."""
     classes: tuple[str, ...] = ()
+    slow: bool = False
+    """Whether making rows takes milliseconds each: shards are then smaller, so that many workers
+    are busy to the end and little is lost by a kill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ class BuildOptions:
     skip_bad: bool = False
     overwrite: bool = False
     shard_rows: int = 0
-    """Samples per shard; 0 for as many as make about 64 MiB."""
+    """Samples per shard; 0 for as many as make about 64 MiB (16 where making them is slow)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +122,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         type=at_least(1),
         default=0,
         metavar="N",
-        help="samples per shard (default: as many as make 64 MiB)",
+        help="samples per shard (default: as many as make 64 MiB; photos: 16 MiB, or fewer)",
     )
 
 
@@ -313,8 +318,9 @@ def cut(
 ) -> list[ShardTask]:
     """The tasks, in order. They depend on the samples, not on how many workers there are."""
     pack_rows = shards.rows_per_pack(recipe.fields)
-    row = sum(about.row_bytes for about in recipe.fields.values())
-    shard_rows = options.shard_rows or max(1, SHARD_BYTES // (row * pack_rows)) * pack_rows
+    shard_rows = options.shard_rows or _shard_rows(
+        recipe, pack_rows, sum(map(len, splits.values()))
+    )
     pack_rows = min(pack_rows, shard_rows)
     packs = -(-shard_rows // pack_rows)
     return [
@@ -331,6 +337,15 @@ def cut(
         for split, samples in ((s, splits[s]) for s in SPLITS if s in splits)
         for number in range(-(-len(samples) // shard_rows))
     ]
+
+
+def _shard_rows(recipe: Recipe, pack_rows: int, total: int) -> int:
+    """Samples per shard: whole packs."""
+    pack = pack_rows * sum(about.row_bytes for about in recipe.fields.values())
+    packs = max(1, (SLOW_SHARD_BYTES if recipe.slow else SHARD_BYTES) // pack)
+    if recipe.slow:
+        packs = min(packs, -(-total // (SLOW_TASKS * pack_rows)))
+    return packs * pack_rows
 
 
 def _make_all(

@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     built = build(
         options.out,
         {name: [next(rest) for _ in part] for name, part in files.items()},
-        Recipe(fields=image_fields(make.shape), make=make, preprocess=preprocess),
+        Recipe(fields=image_fields(make.shape), make=make, preprocess=preprocess, slow=True),
         options,
     )
     report(built, options.out, "mnist")

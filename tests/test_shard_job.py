@@ -16,8 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from fastvae.data.format import read_manifest
-from fastvae.data_tools.shard_job import BAD_SAMPLES, building_folder, default_out
+from fastvae.data.format import Field, read_manifest
+from fastvae.data_tools.shard_job import (
+    BAD_SAMPLES,
+    BuildOptions,
+    Recipe,
+    building_folder,
+    cut,
+    default_out,
+)
 from fastvae.errors import UserError
 from tests.shard_cases import NumberMaker, contents, pack
 
@@ -260,8 +267,22 @@ def test_default_out(source: str, expected: str) -> None:
     assert str(default_out(Path(source))) == expected
 
 
-def test_default_out_of_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_out_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert re.fullmatch(rf"{tmp_path}-shards", str(default_out(Path("."))))
+
+
+@pytest.mark.parametrize(
+    ("slow", "total", "rows"),
+    # 28x28 bytes and 8: packs of 1024; 64 or 16 MiB are 82 or 20 of them.
+    [(False, 100, 84_992), (False, 10**6, 84_992), (True, 100, 1024), (True, 10**6, 20_480)],
+)
+def test_shards_of_slow_recipes_are_smaller(
+    tmp_path: Path, slow: bool, total: int, rows: int
+) -> None:
+    image = Field(dtype="uint8", shape=(28, 28, 1))
+    recipe = Recipe(fields={"image": image}, make=NumberMaker(), preprocess={}, slow=slow)
+    tasks = cut(tmp_path, {"train": range(total)}, recipe, BuildOptions(out=tmp_path))
+    assert len(tasks[0].samples) == min(total, rows)
+    assert [task.first_pack for task in tasks[:2]] == [0, rows // 1024][: len(tasks)]
+    assert sum(len(task.samples) for task in tasks) == total
