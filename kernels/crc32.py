@@ -31,7 +31,8 @@ Buffer = NDArray[Any] | bytes | bytearray | memoryview
 _P = 0x104C11DB7  # x^32 + x^26 + ... + 1
 _STEP = 64  # bytes
 _SHORT = 1 << 14  # bytes below which zlib is as fast, since it is called faster
-_AHEAD = 4096  # bytes; the processor itself does not look beyond the page it is in
+# Bytes to look ahead, in two stages; the processor itself does not look beyond the page it is in.
+_FAR, _NEAR = 8192, 1024
 _PAIR = ir.VectorType(WORD, 2)
 
 
@@ -105,7 +106,8 @@ def _fold64(typing: Any, address: Any, steps: Any) -> Any:
         step_factors = _factors(8 * _STEP)
         with cgutils.for_range(builder, builder.sub(count, one)) as loop:
             step = builder.add(loop.index, one)
-            fetch(builder, place(step, _AHEAD))
+            fetch(builder, place(step, _FAR), near=False)
+            fetch(builder, place(step, _NEAR))
             for lane, kept in enumerate(sums):
                 here = load(builder, place(step, 16 * lane), _PAIR)
                 builder.store(moved(builder.load(kept), step_factors, here), kept)

@@ -9,7 +9,11 @@ from fastvae.kernels import gather
 from fastvae.kernels.library import inlined, register
 from fastvae.kernels.paths import Implementations
 
-forms = Implementations(gather.gather_normalize, "fastvae.kernels.gather_triton:gather_normalize")
+forms = Implementations(
+    gather.gather_normalize,
+    triton="fastvae.kernels.gather_triton:gather_normalize",
+    numba="fastvae.kernels.gather_numba:gather_normalize",
+)
 
 
 def _run(
@@ -67,7 +71,7 @@ _gather_normalize = register(
 )
 
 
-_visible = inlined(_gather_normalize, gather.gather_normalize)
+_visible = inlined(_gather_normalize, forms.on_cpu)
 
 
 def gather_normalize(

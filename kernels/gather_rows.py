@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from fastvae.kernels.jit import njit
 from fastvae.kernels.memory import byte_at, copy, fetch_line, unpack8, unpack64
 from fastvae.kernels.raster_frame import in_threads
-from fastvae.kernels.strokes import read_only
+from fastvae.kernels.strokes import Array, read_only
 
 Index = NDArray[np.int64]
 Rows = NDArray[np.uint8]
+
+_INT64, _UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
 
 # Arrays come from the caller and nothing is allocated: references need not be counted.
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "error_model": "numpy"}
@@ -53,6 +55,35 @@ def gather_packs(
     _check_packs(first, address)
     _check_rows(index, out, row_bytes)
     _run(_packs, first, address, row_bytes, index, out, threads)
+
+
+def gather_numbered(
+    first: Index,
+    address: Index,
+    row_bytes: int,
+    number_address: Index,
+    index: Index,
+    out: Rows,
+    numbers: Index,
+    threads: int = 1,
+) -> None:
+    """``gather_packs``, and with it a number of each row (its label): one search for both.
+
+    Args:
+        number_address: of the number of the first row of each pack; the others follow.
+
+    Shapes: as ``gather_packs``; number_address (P,), numbers (B,) int64.
+    """
+    _check_packs(first, address)
+    _check_rows(index, out, row_bytes)
+    _check_integers("number_address", number_address)
+    _check_integers("numbers", numbers)
+    if len(number_address) != len(address):
+        raise ValueError(f"{len(number_address)} addresses of numbers for {len(address)} packs")
+    if len(numbers) != len(index) or not numbers.flags.writeable:
+        raise ValueError(f"numbers must be ({len(index)},) and writeable, got {numbers.shape}")
+    more = _read_only(number_address), numbers
+    _run(_numbered, first, address, row_bytes, index, out, threads, more)
 
 
 def gather_at(address: Index, row_bytes: int, index: Index, out: Rows, threads: int = 1) -> None:
@@ -94,8 +125,15 @@ def untouched(first: Index, index: Index, seen: NDArray[np.uint8]) -> Index:
 
 
 # -------------------------------------------------------------------------------- checks, threads
+def _read_only(array: Array) -> Array:
+    """So that kernels are compiled once for what describes a set: it may be mapped or not. (Of
+    indices, which come anew with each batch, both kinds are taken as they are: a view costs as
+    much as a call.)"""
+    return read_only(array) if array.flags.writeable else array
+
+
 def _check_integers(name: str, array: Index) -> None:
-    if array.dtype != np.int64 or array.ndim != 1 or not array.flags.c_contiguous:
+    if array.dtype != _INT64 or array.ndim != 1 or not array.flags.c_contiguous:
         raise ValueError(
             f"{name} must be int64 of one axis, without gaps, got {array.shape} {array.dtype}"
         )
@@ -113,7 +151,7 @@ def _check_packs(first: Index, address: Index) -> None:
 def _check_rows(index: Index, out: Rows, row_bytes: int | None) -> None:
     _check_integers("index", index)
     shape = (len(index), row_bytes if row_bytes is not None else out.shape[-1])
-    if out.dtype != np.uint8 or out.shape != shape or not out.flags.c_contiguous:
+    if out.dtype != _UINT8 or out.shape != shape or not out.flags.c_contiguous:
         raise ValueError(f"out must be {shape} uint8 in C order, got {out.shape} {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable")
@@ -127,16 +165,20 @@ def _run(
     index: Index,
     out: Rows,
     threads: int,
+    more: tuple[Index, ...] = (),
 ) -> None:
     """Call ``kernel`` for all rows; the error of the first index that is outside."""
-    arrays = read_only(first), read_only(address), read_only(index)
-    found: list[int] = []
+    first, address = _read_only(first), _read_only(address)
+    if threads == 1 or out.nbytes < _LARGE:
+        bad = kernel(*more, first, address, index, row_bytes, out, 0, len(index))
+    else:
+        found: list[int] = []
 
-    def run(lo: int, hi: int) -> None:
-        found.append(kernel(*arrays, row_bytes, out, lo, hi))
+        def run(lo: int, hi: int) -> None:
+            found.append(kernel(*more, first, address, index, row_bytes, out, lo, hi))
 
-    in_few_threads(run, len(index), threads, out.nbytes)
-    bad = min((b for b in found if b >= 0), default=-1)
+        in_threads(run, len(index), threads)
+        bad = min((b for b in found if b >= 0), default=-1)
     if bad >= 0:
         raise _outside(index, bad, len(address) if kernel is _single else int(first[-1]))
 
@@ -159,7 +201,7 @@ def _find(first: Index, index: Index, seen: NDArray[np.uint8], found: Index) -> 
             f"seen must be uint8 and first one longer, got {seen.shape} {seen.dtype} and "
             f"{first.shape}"
         )
-    count, bad = _unseen(read_only(first), read_only(index), read_only(seen), found)
+    count, bad = _unseen(_read_only(first), index, _read_only(seen), found)
     if bad >= 0:
         raise _outside(index, bad, int(first[-1]))
     return int(count)
@@ -171,22 +213,27 @@ def _outside(index: Index, bad: int, rows: int) -> IndexError:
 
 # -------------------------------------------------------------------------------- kernels
 @_inlined
-def _pack_of(first: Index, i: int) -> int:
+def _share(first: Index) -> float:
+    """Packs per row."""
+    return np.float64(len(first) - 1) / np.float64(first[len(first) - 1])
+
+
+@_inlined
+def _pack_of(first: Index, share: float, i: int) -> int:
     """The pack that row ``i`` lies in, or -1 where there is none."""
     packs = len(first) - 1
-    if i < 0 or packs < 1 or i >= first[packs]:
+    if packs < 1 or i < first[0] or i >= first[packs]:
         return -1
-    p = min(int(np.float64(i) * (np.float64(packs) / np.float64(first[packs]))), packs - 1)
+    p: Any = min(np.int64(np.float64(i) * share), packs - 1)
+    p += np.int64(i >= first[p + 1]) - np.int64(i < first[p])  # often, and not to be predicted
     for _ in range(_STEPS):
         if i < first[p]:
             p = max(p - 1, 0)
         elif i >= first[p + 1]:
             p = min(p + 1, packs - 1)
         else:
-            return p
+            return int(p)
     low, high = 0, packs  # first[low] <= i < first[high]
-    if i < first[0]:
-        return -1
     while high - low > 1:
         middle = (low + high) >> 1
         if i < first[middle]:
@@ -197,15 +244,15 @@ def _pack_of(first: Index, i: int) -> int:
 
 
 @_inlined
-def _place(first: Index, address: Index, row_bytes: int, i: int) -> int:
+def _place(first: Index, share: float, address: Index, row_bytes: int, i: int) -> int:
     """Absolute address of row ``i``, or 0 where there is none."""
-    p = _pack_of(first, i)
+    p = _pack_of(first, share, i)
     return 0 if p < 0 else address[p] + (i - first[p]) * row_bytes
 
 
 @_inlined
 def _fetch(place: int, size: int) -> None:
-    if place:
+    if place != 0:
         for at in range(0, min(size, _FETCHED), 64):
             fetch_line(place + at)
 
@@ -215,14 +262,44 @@ def _packs(
     first: Index, address: Index, index: Index, row_bytes: int, out: Rows, lo: int, hi: int
 ) -> int:
     """Copy rows lo..hi-1 of the batch; the first one whose index is outside, or -1."""
-    target = np.int64(out.ctypes.data)
+    target, share = np.int64(out.ctypes.data), _share(first)
     for b in range(lo, hi):
-        if b + _AHEAD < hi:
-            _fetch(_place(first, address, row_bytes, index[b + _AHEAD]), row_bytes)
-        place = _place(first, address, row_bytes, index[b])
+        if b + _AHEAD < hi and row_bytes > 8:
+            _fetch(_place(first, share, address, row_bytes, index[b + _AHEAD]), row_bytes)
+        place = _place(first, share, address, row_bytes, index[b])
         if place == 0:
             return b
-        copy(target + b * row_bytes, place, row_bytes)
+        if row_bytes == 8:  # numbers
+            copy(target + b * 8, place, 8)
+        else:
+            copy(target + b * row_bytes, place, row_bytes)
+    return -1
+
+
+@_compiled
+def _numbered(
+    number_address: Index,
+    numbers: Index,
+    first: Index,
+    address: Index,
+    index: Index,
+    row_bytes: int,
+    out: Rows,
+    lo: int,
+    hi: int,
+) -> int:
+    """The same, with a number of each row."""
+    target, share = np.int64(out.ctypes.data), _share(first)
+    to = np.int64(numbers.ctypes.data)
+    for b in range(lo, hi):
+        if b + _AHEAD < hi:
+            _fetch(_place(first, share, address, row_bytes, index[b + _AHEAD]), row_bytes)
+        p = _pack_of(first, share, index[b])
+        if p < 0:
+            return b
+        at = index[b] - first[p]
+        copy(target + b * row_bytes, address[p] + at * row_bytes, row_bytes)
+        copy(to + b * 8, number_address[p] + at * 8, 8)
     return -1
 
 
@@ -250,11 +327,12 @@ def _bits(
 ) -> int:
     """The same where rows are bits."""
     pixels = out.shape[1]
-    target, whole, most = np.int64(out.ctypes.data), pixels // 8, pixels // 64 * 8
+    target, share = np.int64(out.ctypes.data), _share(first)
+    whole, most = pixels // 8, pixels // 64 * 8
     for b in range(lo, hi):
         if b + _AHEAD < hi:
-            _fetch(_place(first, address, row_bytes, index[b + _AHEAD]), row_bytes)
-        place = _place(first, address, row_bytes, index[b])
+            _fetch(_place(first, share, address, row_bytes, index[b + _AHEAD]), row_bytes)
+        place = _place(first, share, address, row_bytes, index[b])
         if place == 0:
             return b
         to = target + b * pixels
@@ -273,9 +351,9 @@ def _bits(
 def _unseen(first: Index, index: Index, seen: NDArray[np.uint8], found: Index) -> Any:
     """The packs of rows that have not been seen, in the order of the rows, to ``found``; how many,
     and the first row whose index is outside, or -1."""
-    count = 0
+    count, share = 0, _share(first)
     for b in range(len(index)):
-        p = _pack_of(first, index[b])
+        p = _pack_of(first, share, index[b])
         if p < 0:
             return count, b
         if seen[p] == 0:

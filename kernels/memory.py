@@ -34,11 +34,14 @@ def store(builder: Any, value: Any, address: Any) -> Any:
     return stored
 
 
-def fetch(builder: Any, address: Any) -> None:
-    """Ask for the cache line, without waiting; an address where nothing is, is no error."""
+def fetch(builder: Any, address: Any, near: bool = True) -> None:
+    """Ask for the cache line, without waiting; an address where nothing is, is no error.
+
+    near: into the innermost cache, else into the one behind it.
+    """
     kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), _INT, _INT, _INT])
     prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    how = [ir.Constant(_INT, x) for x in (0, 3, 1)]  # to read, to keep, data
+    how = [ir.Constant(_INT, x) for x in (0, 3 if near else 2, 1)]  # to read, to keep, data
     builder.call(prefetch, [builder.inttoptr(address, BYTE.as_pointer()), *how])
 
 

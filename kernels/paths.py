@@ -1,11 +1,13 @@
 """Which implementation runs: Triton, compiled or eager. One rule, in one place.
 
     CUDA or ROCm tensors      triton; eager (with one warning) where Triton is missing
-    CPU tensors               eager; compiled where asked for
+    CPU tensors               eager, or the Numba form where an operation has one; compiled where
+                              asked for
     float64, on any device    eager: the precision of tests, which the kernels do not compute in
 
-``FASTVAE_OPS=triton|compiled|eager`` forces a path for everything but float64. On a CPU ``triton``
-needs Triton's interpreter (``TRITON_INTERPRET=1``, thousands of times slower: for tests).
+``FASTVAE_OPS=triton|compiled|eager`` forces a path for everything but float64; ``eager`` is then
+plain PyTorch, without Numba. On a CPU ``triton`` needs Triton's interpreter
+(``TRITON_INTERPRET=1``, thousands of times slower: for tests).
 ``compiled`` is torch.compile of the eager form, in which loss and gradient stand in one graph.
 """
 
@@ -64,11 +66,13 @@ class Implementations:
     Args:
         eager: plain PyTorch.
         triton: name of the launcher as ``module:function``, imported when it is first needed.
+        numba: the same of a form for CPU tensors with the bits of the eager one, if there is any.
     """
 
-    def __init__(self, eager: Callable[..., Any], triton: str) -> None:
+    def __init__(self, eager: Callable[..., Any], triton: str, numba: str | None = None) -> None:
         self.eager = eager
         self._triton_name = triton
+        self._numba_name = numba
 
     @cached_property
     def compiled(self) -> Callable[..., Any]:
@@ -80,14 +84,32 @@ class Implementations:
 
     @cached_property
     def triton(self) -> Callable[..., Any]:
-        module, function = self._triton_name.split(":")
-        launcher: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        return launcher
+        return _named(self._triton_name)
+
+    @cached_property
+    def numba(self) -> Callable[..., Any]:
+        return self.eager if self._numba_name is None else _named(self._numba_name)
 
     def pick(self, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
         """The form that runs for these tensors."""
-        form: Callable[..., Any] = getattr(self, choose(device, dtype))
+        path = choose(device, dtype)
+        if path == "eager" and device.type == "cpu":
+            return self.on_cpu
+        form: Callable[..., Any] = getattr(self, path)
         return form
+
+    def on_cpu(self, *arguments: Any) -> Any:
+        """What runs on a CPU where the path is eager. A compiler is shown the formulas."""
+        if torch.compiler.is_compiling() or os.environ.get(VARIABLE) == "eager":
+            return self.eager(*arguments)
+        return self.numba(*arguments)
+
+
+def _named(name: str) -> Callable[..., Any]:
+    """The function ``module:function``."""
+    module, function = name.split(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def interpreting() -> bool:

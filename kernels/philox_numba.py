@@ -7,9 +7,9 @@ import numpy as np
 from fastvae.kernels.jit import njit
 
 FourWords = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-_MASK, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # see philox.py
+W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+MASK, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 @njit(cache=True, nogil=True)
@@ -22,14 +22,14 @@ def four_words(seed: int, ordinal: int, group: int, stream: int) -> FourWords:
         group: counter word 0.
         stream: counter word 3.
     """
-    c0, c3 = np.uint64(group) & _MASK, np.uint64(stream) & _MASK
-    c1, c2 = np.uint64(ordinal) & _MASK, np.uint64(ordinal) >> _HALF
-    k0, k1 = np.uint64(seed) & _MASK, np.uint64(seed) >> _HALF
+    c0, c3 = np.uint64(group) & MASK, np.uint64(stream) & MASK
+    c1, c2 = np.uint64(ordinal) & MASK, np.uint64(ordinal) >> _HALF
+    k0, k1 = np.uint64(seed) & MASK, np.uint64(seed) >> _HALF
     for _ in range(10):
-        first, second = c0 * _M0, c2 * _M1  # below 2^64: both factors have 32 bits
-        c0, c1 = (second >> _HALF) ^ c1 ^ k0, second & _MASK
-        c2, c3 = (first >> _HALF) ^ c3 ^ k1, first & _MASK
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+        first, second = c0 * M0, c2 * M1  # below 2^64: both factors have 32 bits
+        c0, c1 = (second >> _HALF) ^ c1 ^ k0, second & MASK
+        c2, c3 = (first >> _HALF) ^ c3 ^ k1, first & MASK
+        k0, k1 = (k0 + W0) & MASK, (k1 + W1) & MASK
     return c0, c1, c2, c3
 
 
