@@ -3,10 +3,10 @@
     splits (descriptions of samples) --cut--> tasks --make_shard--> tars --> manifest.json
 
 ``make_shard`` is a pure function of its task: any process on any machine that sees the files can
-run it, and gets the same bytes. Shards are built in ``.NAME.building`` beside the folder to be; a
-finished one has a note with its checksum and a hash of its task beside it. Started again after
-a kill, the job verifies and keeps those and makes the others. The folder gets its name when all is
-there, so a folder that has its name is complete.
+run it, and gets the same bytes. Shards are built in ``.NAME.building`` beside the folder to be; of
+each finished one there is a note with its checksum and a hash of its task in ``.NAME.notes``.
+Started again after a kill, the job verifies and keeps those and makes the others. The folder gets
+its name when all is there, so a folder that has its name is complete.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,8 +38,7 @@ BAD_SAMPLES = "bad_samples.jsonl"
 SHARD_BYTES = 64 << 20  # of a shard, about
 SLOW_SHARD_BYTES = 16 << 20  # where making it is slow
 SLOW_TASKS = 16  # at least so many tasks, where there are samples enough
-_NOTE = ".json"  # after the name of a finished shard, while the others are being made
-_LOCK = ".lock"
+_BUILDING, _NOTES = ".building", ".notes"
 WORK = "work"
 """A folder inside the one that is being built, for what an importer needs meanwhile."""
 
@@ -140,6 +140,8 @@ def build_options(args: argparse.Namespace, default_out: Path) -> BuildOptions:
 def default_out(source: Path, ending: str = "shards") -> Path:
     """``SOURCE-shards`` beside the source; what comes after the first dot is left out."""
     path = source if source.name not in ("", "..") else source.resolve()
+    if not path.name:
+        raise UserError(f"{source} has no name to make one of: give a folder with --out")
     return path.with_name(f"{path.name.split('.')[0] or path.name}-{ending}")
 
 
@@ -213,6 +215,7 @@ def make_shard(task: ShardTask, progress: Progress) -> ShardResult:
         "bad": [list(sample) for sample in bad],
     }
     path = _note(task.path)
+    path.parent.mkdir(exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     part.write_text(json.dumps(note), encoding="ascii")
     part.replace(path)
@@ -227,7 +230,7 @@ def finished(task: ShardTask) -> ShardResult | None:
             return None
         bad = [BadSample(*sample) for sample in note["bad"]]
         if bad and not task.skip_bad:
-            return None
+            return None  # made again, it says which
         if note["shard"] is None:
             return ShardResult(shard=None, bad=bad)
         shard = shards.shard_from_json(note["shard"], task.fields)
@@ -239,7 +242,10 @@ def finished(task: ShardTask) -> ShardResult | None:
 
 
 def _note(path: Path) -> Path:
-    return path.with_name(f".{path.name}{_NOTE}")
+    """Where the note about a shard is: beside the folder, so that the folder itself is clean."""
+    building = path.parent
+    notes = building.with_name(building.name.removesuffix(_BUILDING) + _NOTES)
+    return notes / f"{path.name}.json"
 
 
 # ---------------------------------------------------------------------------------- all of them
@@ -255,20 +261,26 @@ def build(
         UserError: ``out`` may not be replaced, a sample is bad, the disk is full, ...
     """
     begin = time.perf_counter()
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     check_target(out, overwrite=options.overwrite)
     total = sum(map(len, splits.values()))
     if total == 0 or not len(splits.get("train", ())):
-        raise UserError(f"{out}: there is nothing to train on: {total} samples in all, 0 for train")
+        raise UserError(
+            f"{out}: there is nothing to train on ({total} samples in all, 0 for train): give more "
+            "of them, or smaller shares for val and test"
+        )
     building = building_folder(out)
     try:
-        building.mkdir(parents=True, exist_ok=True)
-        with _locked(building):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with locked(out.with_name(f".{out.name}.lock")):
+            building.mkdir(exist_ok=True)
             tasks = cut(building, splits, recipe, options)
             results, kept = _make_all(building, tasks, options.workers, total)
             manifest = _assemble(tasks, results, recipe)
             bad = [sample for result in results for sample in result.bad]
-            _finish(building, out, manifest, bad)
+            _finish(building, out, manifest, bad, overwrite=options.overwrite)
+    except BrokenPipeError:
+        raise  # who reads what is printed has gone
     except OSError as error:
         where = error.filename or building
         raise UserError(
@@ -281,14 +293,19 @@ def build(
 
 def building_folder(out: Path) -> Path:
     """Where ``out`` is built, until it is complete."""
-    return out.with_name(f".{out.name}.building")
+    out = Path(os.path.realpath(out))
+    return out.with_name(f".{out.name}{_BUILDING}")
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
     """Raise UserError if ``out`` is there and may not be replaced."""
+    if os.path.ismount(out):
+        raise UserError(f"{out} is where a disk is mounted: give a folder in it with --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not overwrite or not out.is_dir():
+    if not out.is_dir():
+        raise UserError(f"{out} is there already, and is no folder: give another --out")
+    if not overwrite:
         raise UserError(f"{out} is there already: give another --out, or --overwrite")
     try:
         manifest = shards.read_manifest(out)
@@ -303,14 +320,22 @@ def check_target(out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time builds in a folder."""
-    with (folder / _LOCK).open("w") as handle:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock by a file of that name, which is gone at the end; UserError if it is taken."""
+    with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is at work in {folder}: wait for it") from None
-        yield
+            if os.fstat(handle.fileno()).st_ino != os.stat(path).st_ino:
+                raise BlockingIOError  # it was removed meanwhile, and is another's
+        except (BlockingIOError, FileNotFoundError):
+            name = path.name.removeprefix(".").removesuffix(".lock")
+            raise UserError(
+                f"another process is at work on {path.with_name(name)}: wait for it"
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def cut(
@@ -352,9 +377,9 @@ def _make_all(
     building: Path, tasks: list[ShardTask], workers: int, total: int
 ) -> tuple[list[ShardResult], int]:
     """Results in the order of the tasks, and how many were there already."""
-    known = {task.path.name for task in tasks} | {_note(task.path).name for task in tasks}
+    known = {task.path.name for task in tasks}
     for path in building.iterdir():
-        if path.name not in known | {_LOCK, WORK}:  # of other options, or cut off in the middle
+        if path.name not in known | {WORK}:  # of other options, or cut off in the middle
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     results = [finished(task) for task in tasks]
     kept = sum(result is not None for result in results)
@@ -387,7 +412,9 @@ def _assemble(tasks: list[ShardTask], results: list[ShardResult], recipe: Recipe
     )
 
 
-def _finish(building: Path, out: Path, manifest: Manifest, bad: list[BadSample]) -> None:
+def _finish(
+    building: Path, out: Path, manifest: Manifest, bad: list[BadSample], *, overwrite: bool
+) -> None:
     """Write manifest and list of bad samples, tidy up, and give the folder its name."""
     if bad:
         lines = (json.dumps(sample._asdict()) + "\n" for sample in bad)
@@ -397,15 +424,16 @@ def _finish(building: Path, out: Path, manifest: Manifest, bad: list[BadSample])
     for path in building.iterdir():
         if path.name not in wanted | {MANIFEST, BAD_SAMPLES}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    check_target(out, overwrite=overwrite)  # it may have come meanwhile
     if out.exists():
-        aside = out.with_name(f".{out.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        out.rename(aside)
+        aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old-"))
+        out.rename(aside / out.name)
         building.rename(out)
         shutil.rmtree(aside)
     else:
         building.rename(out)
     shards.sync_folder(out.parent)
+    shutil.rmtree(out.with_name(f".{out.name}{_NOTES}"), ignore_errors=True)
 
 
 def report(built: Built, shown: Path, preset: str) -> None:
@@ -437,5 +465,5 @@ def report(built: Built, shown: Path, preset: str) -> None:
     shape = f"{channels} {high} {wide}"
     print(
         f"train: fastvae train {preset} --data.source shards --data.root {where} "
-        f"--model.image-shape {shape}"
+        f"--model.image-shape {shape}" + " --data.binarize none" * (channels == 3)
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import faulthandler
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from fastvae.errors import (
     EXIT_DIVERGED,
     EXIT_STOPPED,
     Diverged,
+    LocalError,
     Stopped,
     UserError,
 )
@@ -24,38 +27,41 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 def run_command(command: Callable[[list[str]], Any], argv: Sequence[str] | None) -> None:
     """Run a command and turn its errors into one line and an exit code.
 
-    Under torchrun every rank fails alike; only the first one speaks.
+    Under torchrun every rank fails alike and only the first one speaks, but for a LocalError.
     """
+    with contextlib.suppress(OSError, ValueError):  # an stderr that is no file
+        faulthandler.enable()  # a mapped file that is cut short ends the process: it says where
     ending = _run(command, list(sys.argv[1:] if argv is None else argv))
     # Out here the exception is gone, and with it the frames that kept models and process groups
     # alive: gloo's threads must end before the interpreter does, or the process aborts.
     if ending is not None:
-        line, code = ending
-        if line and os.environ.get("RANK", "0") == "0":
+        line, code, alone = ending
+        if line and (alone or os.environ.get("RANK", "0") == "0"):
             print(" ".join(line.split()), file=sys.stderr, flush=True)
         sys.exit(code)
 
 
-def _run(command: Callable[[list[str]], Any], args: list[str]) -> tuple[str, int] | None:
-    """Run a command; what to say and the exit code if it did not end well."""
+def _run(command: Callable[[list[str]], Any], args: list[str]) -> tuple[str, int, bool] | None:
+    """Run a command; what to say, the exit code, and whether this process is alone with it, if it
+    did not end well."""
     try:
         command(args)
     except UserError as error:
-        return f"fastvae: error: {error}", EXIT_BAD_INPUT
+        return f"fastvae: error: {error}", EXIT_BAD_INPUT, isinstance(error, LocalError)
     except Diverged as error:
-        return f"fastvae: training diverged: {error}", EXIT_DIVERGED
+        return f"fastvae: training diverged: {error}", EXIT_DIVERGED, False
     except Stopped as error:
-        return f"fastvae: {error}", EXIT_STOPPED
+        return f"fastvae: {error}", EXIT_STOPPED, False
     except BrokenPipeError:
         mute_stdout()
-        return "", 1
+        return "", 1, False
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         where = error.filename or "the run folder"
-        return f"fastvae: error: cannot write {where}: {error.strerror}", EXIT_BAD_INPUT
+        return f"fastvae: error: cannot write {where}: {error.strerror}", EXIT_BAD_INPUT, False
     except KeyboardInterrupt:
-        return "fastvae: interrupted", 130
+        return "fastvae: interrupted", 130, False
     return None
 
 

@@ -23,6 +23,10 @@ class UserError(ValueError):
     """Bad input. The message is one line: the thing, what is wrong with it, and the fix."""
 
 
+class LocalError(UserError):
+    """Bad input that one process of several has met: it speaks, whatever its rank."""
+
+
 class Diverged(RuntimeError):
     """Training met too many non-finite steps in a row."""
 

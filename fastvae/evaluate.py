@@ -23,7 +23,7 @@ from fastvae import ops
 from fastvae.command import run_command
 from fastvae.config import Config, DataConfig
 from fastvae.configio import parse_options
-from fastvae.data.datasets import load_splits
+from fastvae.data.datasets import fingerprints, load_splits
 from fastvae.data.loader import Loader, Pixels
 from fastvae.engine import distributed, precision
 from fastvae.engine.distributed import World
@@ -58,7 +58,7 @@ class EvaluateConfig:
     binarize: Literal["trained", "none", "threshold", "static", "dynamic"] = "trained"
     """Binarization of the targets; trained = as in training."""
     root: str = ""
-    """Folder of the data files (empty = the one that the run was trained from)."""
+    """Folder of the data files, or of packed data in any form (empty = those of the training)."""
     batch_size: int = 250
     """Images encoded at once on each rank."""
     rows: int = 2048
@@ -96,7 +96,7 @@ def _evaluate(args: list[str]) -> None:
         if options.binarize != "trained":
             data = replace_field(data, binarize=options.binarize)
         if options.root:
-            data = replace_field(data, root=options.root)
+            data = replace_field(data, root=options.root, urls=(), source="auto")
         result = evaluate_model(model, trained, data, options, world)
         if world.is_main:
             _report(result, model, data, options, folder)
@@ -108,7 +108,10 @@ def evaluate_model(
     model: VAE, trained: Config, data: DataConfig, options: EvaluateConfig, world: World
 ) -> Estimate:
     """Estimate on the chosen split, with a progress bar on a terminal."""
-    source = load_splits(replace_field(trained, data=data))[options.split]
+    config = replace_field(trained, data=data)
+    sources = world.together(lambda: load_splits(config, only=options.split))
+    source = sources[options.split]
+    world.require_equal(fingerprints({options.split: source}), "data")
     if source.image_shape != model.config.image_shape:
         raise UserError(
             f"the model takes images {list(model.config.image_shape)} but data set {data.dataset} "
@@ -120,16 +123,19 @@ def evaluate_model(
     batches = loader.evaluation_batches(batch, world.size, world.rank)
     quiet = not (world.is_main and sys.stderr.isatty())
     count = len(source)
-    with tqdm(total=count, unit="image", disable=quiet, leave=False) as bar:
-        return estimate(
-            model,
-            batches,
-            world,
-            seed=options.seed,
-            samples=options.samples,
-            rows=options.rows,
-            progress=lambda images: bar.update(min(images, count - bar.n)),
-        )
+    try:
+        with tqdm(total=count, unit="image", disable=quiet, leave=False) as bar:
+            return estimate(
+                model,
+                batches,
+                world,
+                seed=options.seed,
+                samples=options.samples,
+                rows=options.rows,
+                progress=lambda images: bar.update(min(images, count - bar.n)),
+            )
+    finally:
+        loader.close()
 
 
 def _report(

@@ -182,7 +182,9 @@ def _resume(config: Config, folder: RunFolder, world: World) -> Start:
 # What weights and sample stream depend on. Other fields may change on resume, with a warning.
 _FIXED = ("seed", "batch_size", "model", "data", "strokes", "optim.optimizer")
 # Where the same bytes come from; the fingerprint and the plan are compared besides.
-_MOVABLE = ("data.root", "data.resident", "data.source", "data.urls", "data.allow_pipe")
+_MOVABLE = tuple(
+    f"data.{name}" for name in ("root", "resident", "source", "urls", "allow_pipe", "on_damage")
+)
 _FREE = ("name", "out", "resume", "preset", "log", "checkpoint", "device")
 
 

@@ -31,7 +31,7 @@ from fastvae.engine.graph import StepGraph
 from fastvae.engine.metrics import RunLog, Stopwatch
 from fastvae.engine.optim import set_learning_rate
 from fastvae.engine.signals import StopSignal
-from fastvae.errors import Diverged, Stopped
+from fastvae.errors import Diverged, LocalError, Stopped, UserError
 from fastvae.estimate import Estimate, estimate
 from fastvae.models import count_parameters
 from fastvae.run import RunFolder, find_checkpoint
@@ -107,7 +107,10 @@ def load_images(t: Trainer, step: int, watch: Stopwatch) -> Iterator[Tensor]:
     """The micro-batches of a step for this rank: (B, C, H, W) each."""
     for micro in range(t.config.accumulate):
         since = time.perf_counter()
-        batch = t.loaders["train"].train_batch(t.plan, step, micro)
+        try:
+            batch = t.loaders["train"].train_batch(t.plan, step, micro)
+        except UserError as error:  # damage that this rank alone may have met
+            raise LocalError(str(error)) from None
         watch.data(since)
         yield batch.x
 
@@ -140,8 +143,8 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
         total=t.total_steps,
     )
     log.say(describe(t, folder, first))
-    for loader in t.loaders.values():
-        for line in loader.source.quarantined:
+    for source in {id(loader.source): loader.source for loader in t.loaders.values()}.values():
+        for line in source.quarantined:
             log.say(f"warning: left out: {line}")
     run = make_step(t)
     if first >= t.total_steps:

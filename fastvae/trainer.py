@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastvae import ops
 from fastvae.config import Config
-from fastvae.data.datasets import load_splits
+from fastvae.data.datasets import fingerprints, load_splits
 from fastvae.data.loader import Loader, Pixels
 from fastvae.data.plan import Plan
 from fastvae.data.sources import Source
@@ -79,7 +78,7 @@ def build(config: Config, world: World) -> Trainer:
     precision.resolve_path(world.device)
     torch.manual_seed(config.seed)
     channels_last = config.channels_last and config.model.encoder != "mlp"
-    sources = load_splits(config)
+    sources = world.together(lambda: load_splits(config))
     shape = sources["train"].image_shape
     if shape != config.model.image_shape:
         raise UserError(
@@ -87,7 +86,7 @@ def build(config: Config, world: World) -> Trainer:
             f"{config.data.dataset} are {list(shape)}: "
             f"use --model.image-shape {' '.join(map(str, shape))}"
         )
-    same_data(sources["train"].fingerprint, world)
+    world.require_equal(fingerprints(sources), "data")
     loaders = {
         name: Loader(
             place(source, config.data.resident, world.device),
@@ -153,19 +152,6 @@ def build(config: Config, world: World) -> Trainer:
         beta=torch.zeros((), device=world.device),
         total_steps=config.max_steps or config.epochs * plan.steps_per_epoch,
     )
-
-
-def same_data(fingerprint: str, world: World) -> None:
-    """Raise UserError on all ranks unless they all see the same training data."""
-    digest = hashlib.blake2b(fingerprint.encode(), digest_size=8).digest()
-    mine = torch.tensor(list(digest), dtype=torch.int64)
-    every = world.gather(mine)
-    others = [rank for rank, theirs in enumerate(every) if not torch.equal(theirs, every[0])]
-    if others:
-        raise UserError(
-            f"rank {others[0]} sees other training data than rank 0: give all of them the same "
-            "files (or, with --data.on-damage skip, the same damage)"
-        )
 
 
 def place(source: Source, where: str, device: torch.device) -> Source:

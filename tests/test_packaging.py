@@ -234,7 +234,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in sorted(paths)))
     yield site
     run(*pip, "uninstall", "--yes", "--quiet", "fastvae", cwd=environment)
-    assert not (site / "fastvae").exists()
+    # What Numba has compiled lies beside the kernels, and pip does not know of it.
+    left = [path for path in (site / "fastvae").rglob("*") if path.is_file()]
+    assert [path for path in left if "__pycache__" not in path.parts] == []
     check_stand_in(site)
 
 

@@ -300,7 +300,7 @@ def test_evaluation_counts_each_sample_once(n: int, batch: int, world_size: int)
         assert index.shape == weight.shape == (batch,)
         assert set(weight.tolist()) <= {0.0, 1.0}
         assert ((index >= 0) & (index < n)).all()
-        assert not index[weight == 0].any()
+        assert (index[weight == 0] == n - 1).all()
         counted += index[weight == 1].tolist()
     assert sorted(counted) == list(range(n))
 

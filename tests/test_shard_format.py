@@ -131,6 +131,20 @@ def test_packs_are_of_about_4_mib(shape: tuple[int, ...], rows: int) -> None:
     assert rows_per_pack({"image": Field(dtype="uint8", shape=shape)}) == rows
 
 
+@pytest.mark.parametrize("pack", [0, 77, 999_999, 1_234_567])
+@pytest.mark.parametrize("name", ["image", "x" * 32])
+@pytest.mark.parametrize("size", [0, 1, 511, 802_944, 8**11 - 1])
+def test_headers_are_those_of_tarfile(pack: int, name: str, size: int) -> None:
+    about = tarfile.TarInfo(shards.member_name(pack, name))
+    about.size, about.mode = size, 0o644
+    assert shards.tar_header(pack, name, size) == about.tobuf(format=tarfile.USTAR_FORMAT)
+
+
+def test_a_member_that_is_too_large_for_a_tar() -> None:
+    with pytest.raises(ValueError, match="too many"):
+        shards.tar_header(0, "image", 8**11)
+
+
 def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
     def packs() -> Any:
         yield rows_of(range(3))
@@ -168,6 +182,9 @@ def damaged(folder: Path, target: Path, change: Any) -> str:
     return said
 
 
+EMPTY: dict[str, list[int]] = {name: [] for name in FIELDS}
+
+
 def first_shard(data: dict[str, Any]) -> dict[str, Any]:
     shard: dict[str, Any] = data["splits"]["train"][0]
     return shard
@@ -199,6 +216,20 @@ def first_shard(data: dict[str, Any]) -> dict[str, Any]:
         lambda d: first_shard(d)["offset"]["image"].__setitem__(0, 513),
         lambda d: first_shard(d)["offset"]["image"].__setitem__(0, 0),
         lambda d: first_shard(d)["crc32"].pop("label"),
+        lambda d: d["fields"]["image"].update(shape=[5.0, 7, 3]),
+        lambda d: d["fields"]["image"].update(shape=[True, 7, 3]),
+        lambda d: d["fields"]["image"].update(bits=0),
+        lambda d: d["fields"].update({"x" * 150: {"dtype": "uint8", "shape": [], "bits": False}}),
+        lambda d: d["fields"].update(
+            condition={"dtype": "uint8", "shape": [4, 4, 1], "bits": False}
+        ),
+        lambda d: d.update(splits={}),
+        lambda d: d["splits"].update(val=[]),
+        lambda d: first_shard(d).update(bytes=0, rows=[], offset=EMPTY, crc32=EMPTY),
+        lambda d: d["counts"].update(train=7),
+        lambda d: d["fingerprints"].update(val="0" * 32),
+        lambda d: d["classes"].reverse(),
+        lambda d: d.update(classes=["\ud800"]),
         lambda d: d.update(classes="abc"),
         lambda d: d.update(classes=[1]),
     ],
@@ -251,3 +282,12 @@ def test_the_same_manifest_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert shards.is_shards(tmp_path / "a")
     assert not shards.is_shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [(b"", True), (bytes(300), True), (b'{"format": "fastvae strokes"}', False), (b"{}", False)],
+)
+def test_a_damaged_manifest_is_still_one(tmp_path: Path, text: bytes, taken: bool) -> None:
+    (tmp_path / "manifest.json").write_bytes(text)
+    assert shards.is_shards(tmp_path) == taken

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -24,6 +23,7 @@ from fastvae.data_tools.shard_job import (
     building_folder,
     cut,
     default_out,
+    locked,
 )
 from fastvae.errors import UserError
 from tests.shard_cases import NumberMaker, contents, pack
@@ -82,8 +82,7 @@ def test_kill_9_at_random_points_and_go_on(tmp_path: Path, workers: int) -> None
         wait_for_workers(process.pid)
         if out.exists():  # killed after its last act: what has the name is whole
             break
-        if not (building / "manifest.json").exists():  # else it was already tidying up
-            done.append(finished_shards(building))
+        done.append(finished_shards(building))
     assert process.returncode == 0 or out.exists()
     assert killed >= 2, "the job was never killed in the middle"
     assert done == sorted(done), "finished shards were lost"
@@ -91,8 +90,13 @@ def test_kill_9_at_random_points_and_go_on(tmp_path: Path, workers: int) -> None
     assert not building_folder(out).exists()
 
 
-def finished_shards(folder: Path) -> int:
-    return len(list(folder.glob(".*.tar.json"))) if folder.exists() else 0
+def finished_shards(building: Path) -> int:
+    notes = notes_of(building)
+    return len(list(notes.glob("*.tar.json"))) if notes.exists() else 0
+
+
+def notes_of(building: Path) -> Path:
+    return building.with_name(building.name.replace(".building", ".notes"))
 
 
 def wait_for_workers(session: int) -> None:
@@ -149,7 +153,7 @@ def test_what_does_not_verify_is_made_again(
     elif what == "cut":
         path.write_bytes(path.read_bytes()[:-1])
     elif what == "note":
-        path.with_name(f".{path.name}.json").write_text("{")
+        (notes_of(path.parent) / f"{path.name}.json").write_text("{")
     else:
         (building_folder(out) / "train-000077.tar").write_bytes(b"of another job")
     pack(out, make=NumberMaker(bad=frozenset([130, 140])), skip_bad=True)
@@ -223,12 +227,52 @@ def test_folders_that_are_there_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    building = building_folder(tmp_path / "out")
-    building.mkdir()
-    with (building / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is at work"):
+    with locked(tmp_path / ".out.lock"):
+        with pytest.raises(UserError, match=f"another process is at work on {tmp_path / 'out'}"):
             pack(tmp_path / "out")
+        with pytest.raises(UserError, match="another process"), locked(tmp_path / ".out.lock"):
+            pass
+    pack(tmp_path / "out")
+
+
+def test_what_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    class Slow(NumberMaker):
+        def __call__(self, samples):  # type: ignore[no-untyped-def]
+            out.mkdir(exist_ok=True)
+            (out / "thesis.txt").write_text("mine")
+            return super().__call__(samples)
+
+    with pytest.raises(UserError, match="is there already"):
+        pack(out, make=Slow())
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_folders_of_others_beside_it_are_left_alone(tmp_path: Path) -> None:
+    pack(tmp_path / "out")
+    mine = tmp_path / ".out.old"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    pack(tmp_path / "out", train=90, overwrite=True)
+    assert (mine / "thesis.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.old"}
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "set")
+    pack(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert read_manifest(tmp_path / "disk" / "set").count("val") == 31
+    pack(tmp_path / "out", train=90, overwrite=True)
+    assert (tmp_path / "out").is_symlink()
+    assert read_manifest(tmp_path / "out").count("train") == 90
+
+
+def test_a_mount_point_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="where a disk is mounted"):
+        pack(Path("/proc"))
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -140,6 +141,11 @@ def swap(folder: Path) -> None:
     (folder / "aside").rename(other)
 
 
+def fifo_instead(folder: Path) -> None:
+    remove(folder)
+    os.mkfifo(folder / "train-000001.tar")
+
+
 def folder_instead(folder: Path) -> None:
     remove(folder)
     (folder / "train-000001.tar").mkdir()
@@ -156,6 +162,7 @@ DAMAGE: dict[Callable[[Path], None], tuple[str, int]] = {
     garbage_header: ("tar header of 000001.image.npy", N - 40),
     remove: ("is missing", N - 40),
     swap: ("tar header", N - 80),
+    fifo_instead: ("is no regular file", N - 40),
     folder_instead: ("train-000001.tar", N - 40),
 }
 
@@ -194,6 +201,20 @@ def test_only_what_is_touched_is_verified(folder: Path) -> None:
         with pytest.raises(UserError, match=r"000001\.image\.npy"):
             reader.rows(np.array([0, 41]))
     assert len(ShardReader(folder, "train", verify=False).rows(np.arange(N))["image"]) == N
+
+
+def test_a_file_that_is_cut_short_meanwhile(folder: Path) -> None:
+    """Reading it would end the process."""
+    reader = ShardReader(folder, "train")
+    reader.check_sizes()
+    os.truncate(folder / "train-000002.tar", 600)
+    with pytest.raises(UserError, match=r"train-000002\.tar was cut short while it was read"):
+        reader.check_sizes()
+
+
+def test_fields_that_are_not_wanted(whole: Path) -> None:
+    reader = ShardReader(whole, "train", leave_out=("label",))
+    assert set(reader.rows(np.arange(3))) == {"image", "key"}
 
 
 def test_packs_are_verified_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

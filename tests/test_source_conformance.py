@@ -235,7 +235,7 @@ def break_source(kind: str, source: Source, monkeypatch: pytest.MonkeyPatch) -> 
         from fastvae.data.shards import ShardReader
         from fastvae.data.sources import resident
 
-        monkeypatch.setattr(ShardReader, "gather_into", fail)
+        monkeypatch.setattr(ShardReader, "touch", fail)
         monkeypatch.setattr(resident, "_select", fail)
     elif kind in ("beton", "ffcv"):
         from fastvae.data.sources.beton import BetonSource
@@ -272,7 +272,7 @@ def test_an_exception_inside_reaches_the_user_in_time(
 
 def test_threads_are_left_alone(kind: str, packed: Path) -> None:
     before = torch.get_num_threads(), numba.get_num_threads()
-    names = {thread.name for thread in threading.enumerate()}
+    threads = set(threading.enumerate())
     opened = open_source(kind, packed)
     loader, plan = loader_of(opened), plan_of(opened)
     for step in range(3):
@@ -281,7 +281,7 @@ def test_threads_are_left_alone(kind: str, packed: Path) -> None:
     loader.close()
     assert (torch.get_num_threads(), numba.get_num_threads()) == before
     deadline = time.monotonic() + 5
-    while {thread.name for thread in threading.enumerate()} - names:
+    while set(threading.enumerate()) - threads:
         assert time.monotonic() < deadline, threading.enumerate()
         time.sleep(0.02)
 

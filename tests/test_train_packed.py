@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from launch import environment, metrics, run, weights
 from sklearn.datasets import load_digits
 
+from fastvae import evaluate
 from fastvae.config import DataConfig
 from fastvae.data.packed import choose
 from fastvae.data_tools import cli
@@ -172,11 +174,20 @@ def test_damage_in_training_is_left_out_when_asked(
 
 
 @pytest.mark.slow
-def test_ranks_that_see_other_data_are_told(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "expected"),
+    [
+        ("train-000002.tar", "rank 1 sees other data than rank 0"),
+        ("test-000000.tar", "rank 1: data: nothing is left of the test split"),
+    ],
+)
+def test_ranks_that_see_other_data_are_told(
+    data: Path, tmp_path: Path, damaged: str, expected: str
+) -> None:
     """Each rank has a folder of its own here, as on the local disks of several nodes."""
     for rank in range(2):
         shutil.copytree(data / "shards", tmp_path / f"node{rank}" / "data")
-    (tmp_path / "node1" / "data" / "train-000002.tar").unlink()
+    (tmp_path / "node1" / "data" / damaged).unlink()
     script = tmp_path / "train.py"
     script.write_text(
         "import os, sys\n"
@@ -195,12 +206,55 @@ def test_ranks_that_see_other_data_are_told(data: Path, tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode != 0
-    assert "rank 1 sees other training data than rank 0" in done.stderr
+    assert expected in done.stderr
+
+
+def test_evaluate_opens_one_split_from_anywhere(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data.source", "mapped", "--data.root", str(data / "shards")]
+    folder = trained(tmp_path, "run", *words)
+    copy = Path(shutil.copytree(data / "shards", tmp_path / "copy"))
+    for path in copy.glob("train-*.tar"):
+        path.unlink()
+    found = {}
+    for root in (data / "shards", copy, data / "tars", data / "beton"):
+        evaluate.main([str(folder), "--root", str(root), "--samples", "1"])
+        found[root.name] = json.loads((folder / "evaluation-test.json").read_text())["nelbo"]
+    assert len(found) == 4
+    assert list(found.values()) == pytest.approx([found["shards"]] * 4, rel=1e-6)
+    for root, said in ((tmp_path / "nowhere", "nowhere"), (copy, "train-000000.tar is missing")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            evaluate.main([str(folder), "--root", str(root), "--split", "train"])
+        assert said in capsys.readouterr().err
+
+
+def test_options_about_strokes_are_not_ignored(tmp_path: Path) -> None:
+    assert cli.main(["doodles", "--out", str(tmp_path / "nd"), "--count", "120"]) == 0
+    words = ["--as", "images", "--side", "16", "--partial", "strokes", "--workers", "1"]
+    words += ["--val", "0.2", "--test", "0.2", "--out", str(tmp_path / "data")]
+    assert cli.main(["quickdraw", str(tmp_path / "nd"), *words]) == 0
+    words = ["--data.source", "shards", "--data.root", str(tmp_path / "data")]
+    words += ["--model.image-shape", "1", "16", "16", "--max-steps", "1", "--data.source"]
+    for source in ("resident", "mapped"):
+        trained(tmp_path, source, *words, source, "--strokes.partial", "strokes")
+        trained(tmp_path, f"{source}-plain", *words, source)
+        for option, said in (
+            (["--strokes.categories", "cat"], r"strokes\.categories is for strokes"),
+            (["--strokes.rotate", "30"], r"strokes\.rotate is for strokes"),
+            (["--strokes.partial", "box"], "were made with 'strokes'"),
+            (["--strokes.line-width", "40"], r"were made with 16\.0"),
+        ):
+            with pytest.raises(UserError, match=said):
+                trained(tmp_path, "bad", *words, source, *option)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--data.source", "mapped", "--data.root", "ROOT/shards", "--data.resident", "device"],
+         r"data\.resident"),
         (["--data.source", "shards", "--data.root", "ROOT/idx"], "holds no shards"),
         (["--data.source", "shards", "--data.root", "ROOT/nothing"], "no such folder"),
         (["--data.source", "beton", "--data.root", "ROOT/idx"], "holds no train.beton"),

@@ -114,22 +114,25 @@ _SOURCES: dict[str, Callable[[Config], Mapping[str, Source]]] = {
 }
 
 
-def load_splits(config: Config) -> Mapping[str, Source]:
+def load_splits(config: Config, only: str | None = None) -> Mapping[str, Source]:
     """Read a data set into train, val and test sources.
 
     The test part is the data set's own where it has one; else ``test_fraction`` of the images.
+
+    Args:
+        only: the one split that is wanted: of packed data no other is opened.
     """
     name = config.data.dataset
     how = choose(config.data, needs_no_files=name in ("digits", "doodles"))
     if how != "files":
-        sources: Mapping[str, Source] = open_packed(config, how)
+        sources: Mapping[str, Source] = open_packed(config, how, only)
     elif name in _SOURCES:
         sources = _SOURCES[name](config)
     elif name in _READERS:
         sources = _resident(config.data)
     else:
         raise UserError(f"unknown data set {name!r}{nearest(name, [*_READERS, *_SOURCES])}")
-    for split in SPLITS:
+    for split in SPLITS if only is None else (only,):
         if len(sources[split]) == 0:
             total = sum(map(len, sources.values()))
             raise UserError(
@@ -138,6 +141,11 @@ def load_splits(config: Config) -> Mapping[str, Source]:
                 "data.test_fraction, or those that the data were packed with)"
             )
     return sources
+
+
+def fingerprints(sources: Mapping[str, Source]) -> str:
+    """What all ranks have to agree upon."""
+    return "\n".join(f"{name} {len(s)} {s.fingerprint}" for name, s in sorted(sources.items()))
 
 
 def _resident(config: DataConfig) -> dict[str, Source]:

@@ -102,6 +102,7 @@ class Loader:
         # Elsewhere there is nothing to hide: a gather takes microseconds, and what decodes or reads
         # ahead (tars, FFCV) has a thread of its own.
         self._ahead = device.type == "cuda" and source.device.type == "cpu"
+        self._side: torch.cuda.Stream | None = None
         self._stream: Iterator[Batch] | None = None
         self._expected: tuple[Plan, int, int] | None = None
 
@@ -147,8 +148,12 @@ class Loader:
         self._end()
         mine, announced = itertools.tee(slices)
         self.source.follow(index for index, *_ in announced)
-        batches = self._batches(mine)
-        self._stream = _OnStream(self.device, batches) if self._ahead else batches
+        batches: Iterator[Batch] = self._batches(mine)
+        if self._ahead:
+            # One for all: memory that was freed on it serves the next batches.
+            self._side = self._side or torch.cuda.Stream(self.device)
+            batches = _OnStream(self.device, self._side, batches)
+        self._stream = batches
 
     def _end(self) -> None:
         if isinstance(self._stream, _OnStream):
@@ -217,15 +222,16 @@ def _training_slices(plan: Plan, step: int, micro: int) -> Iterator[Slice]:
 class _OnStream:
     """Batches made ahead by a thread, on a CUDA stream beside the one that trains."""
 
-    def __init__(self, device: torch.device, batches: Iterator[Batch]) -> None:
-        self._ready = Prefetch(self._made(device, batches))
+    def __init__(
+        self, device: torch.device, stream: torch.cuda.Stream, batches: Iterator[Batch]
+    ) -> None:
+        self._ready = Prefetch(self._made(device, stream, batches))
 
     @staticmethod
     def _made(
-        device: torch.device, batches: Iterator[Batch]
+        device: torch.device, stream: torch.cuda.Stream, batches: Iterator[Batch]
     ) -> Iterator[tuple[Batch, torch.cuda.Event]]:
         torch.cuda.set_device(device)  # of this thread
-        stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
             for batch in batches:
                 yield batch, stream.record_event()

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastvae.errors import UserError
+from fastvae.kernels.permutation import permuted, permuted_run
 
 Indices = NDArray[np.int64]
 _ROUNDS = 6
@@ -35,27 +37,22 @@ def permute(positions: Indices, n: int, seed: int, epoch: int) -> Indices:
 
     Shapes: positions (K,) int64, each in [0, n); returns (K,) int64.
     """
-    if len(positions) and not 0 <= positions.min() <= positions.max() < n:
-        raise ValueError(f"positions must be in [0, {n})")
-    half = max(4, ((n - 1).bit_length() + 1) // 2)  # bits per half; 4 or more mix well
-    low = np.uint64((1 << half) - 1)
-    shift = np.uint64(half)
+    return permuted(positions, n, _half(n), _keys(seed, epoch))
+
+
+def _half(n: int) -> int:
+    """Bits per half; 4 or more mix well."""
+    return max(4, ((n - 1).bit_length() + 1) // 2)
+
+
+@lru_cache(maxsize=16)
+def _keys(seed: int, epoch: int) -> NDArray[np.uint64]:
+    """Of the rounds."""
     text = f"fastvae.plan/{seed}/{epoch}".encode()
     digest = hashlib.blake2b(text, digest_size=8 * _ROUNDS).digest()
     keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
-
-    def encrypt(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = x >> shift, x & low
-        for key in keys:
-            left, right = right, left ^ (mix64(right, key) & low)
-        return (left << shift) | right
-
-    x = encrypt(positions.astype(np.uint64))
-    outside = np.flatnonzero(x >= n)
-    while outside.size:  # about 4 rounds on average: the domain is at most 4n, or 256 values
-        x[outside] = encrypt(x[outside])
-        outside = outside[x[outside] >= n]
-    return x.astype(np.int64)
+    keys.flags.writeable = False  # kernels then take it without a view
+    return keys
 
 
 class Order(Protocol):
@@ -126,13 +123,15 @@ class Plan:
             rank by rank within each accumulation round; ordinals number the whole stream.
         """
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
-        offsets = self.offset(micro) + np.arange(self.micro_batch, dtype=np.int64)
-        positions = (in_epoch * self.batch_size + offsets) % self.n
+        offset, count = self.offset(micro), self.micro_batch
+        start = in_epoch * self.batch_size + offset
         if self.order is not None:
+            positions = np.arange(start, start + count, dtype=np.int64) % self.n
             chosen = self.order.indices(positions, epoch)
         else:
-            chosen = permute(positions, self.n, self.seed, epoch)
-        return chosen, step * self.batch_size + offsets
+            chosen = permuted_run(start, count, self.n, _half(self.n), _keys(self.seed, epoch))
+        ordinal = step * self.batch_size + offset
+        return chosen, np.arange(ordinal, ordinal + count, dtype=np.int64)
 
     def state(self) -> dict[str, int | str]:
         """What must not change for a resumed run to see the same stream."""
@@ -147,7 +146,7 @@ def evaluation_slices(
 
     Returns:
         For each step of this rank, indices (batch_size,) int64 and weights (batch_size,) float32;
-        padding rows repeat sample 0 with weight 0.
+        padding rows repeat the last sample with weight 0 (one that was just read).
     """
     steps = -(-n // (batch_size * world_size))
     slices = []
@@ -155,5 +154,5 @@ def evaluation_slices(
         start = (step * world_size + rank) * batch_size
         index = start + np.arange(batch_size, dtype=np.int64)
         inside = index < n
-        slices.append((np.where(inside, index, 0), inside.astype(np.float32)))
+        slices.append((np.minimum(index, n - 1), inside.astype(np.float32)))
     return slices

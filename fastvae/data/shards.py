@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import os
 import resource
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ from fastvae.data.format import (
 )
 from fastvae.data.npy import HEADER_BYTES
 from fastvae.errors import UserError
-from fastvae.kernels.gather_rows import gather_bits, gather_packs, untouched
+from fastvae.kernels.gather_rows import gather_bits, gather_numbered, gather_packs, untouched
 
 OnDamage = Literal["raise", "skip"]
 _SPARE_FILES = 128  # that the rest of the process may want to open
@@ -39,6 +41,7 @@ class ShardReader:
             is damaged, cut short or missing is left out: the same rows on every machine that sees
             the same bytes.
         verify: whether packs are verified at all under "raise".
+        leave_out: fields that are not wanted.
 
     Attributes:
         quarantined: what was left out, a line each.
@@ -53,14 +56,18 @@ class ShardReader:
         on_damage: OnDamage = "raise",
         verify: bool = True,
         manifest: Manifest | None = None,
+        leave_out: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.split = split
         self.manifest = read_manifest(folder) if manifest is None else manifest
-        self.fields: Mapping[str, Field] = self.manifest.fields
+        self.fields: Mapping[str, Field] = {
+            name: about for name, about in self.manifest.fields.items() if name not in leave_out
+        }
         self.quarantined: list[str] = []
         self.lost = 0
         self._maps: list[mmap.mmap] = []
+        self._names: list[str] = []
         shards = self.manifest.splits.get(split, ())
         _allow_files(len(shards))
         packs: list[tuple[NDArray[np.uint8], Shard, int]] = []
@@ -78,6 +85,9 @@ class ShardReader:
         counts = [shard.rows[pack] for _, shard, pack in packs]
         self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         self._address = {name: self._addresses(name) for name in self.fields}
+        for array in (self._first, *self._address.values()):
+            array.flags.writeable = False  # kernels then take it without a view
+        self._row_bytes = {name: about.row_bytes for name, about in self.fields.items()}
         self._seen = np.zeros(len(packs), dtype=np.uint8)
         self._unseen = len(packs) if verify and on_damage == "raise" else 0
 
@@ -85,18 +95,31 @@ class ShardReader:
         """The bytes of a shard, or None and what is wrong with it."""
         path = self.folder / shard.name
         try:
-            with path.open("rb") as file:
-                size = path.stat().st_size
-                if size != shard.bytes:
-                    what = "cut short" if size < shard.bytes else "too long"
-                    return None, f"{path} is {what}: {size:,} bytes of {shard.bytes:,}"
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+            try:
+                about = os.fstat(handle)
+                if not stat.S_ISREG(about.st_mode):
+                    return None, f"{path} is no regular file"
+                if about.st_size != shard.bytes:
+                    what = "cut short" if about.st_size < shard.bytes else "too long"
+                    return None, f"{path} is {what}: {about.st_size:,} bytes of {shard.bytes:,}"
+                mapped = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+            finally:
+                os.close(handle)
         except FileNotFoundError:
             return None, f"{path} is missing"
         except OSError as error:
             return None, f"cannot read {path}: {error.strerror or error}"
         self._maps.append(mapped)
+        self._names.append(shard.name)
         return np.frombuffer(mapped, dtype=np.uint8), ""
+
+    def check_sizes(self) -> None:
+        """Raise UserError if a file has been cut short since it was opened: reading what is gone
+        would end the process (SIGBUS)."""
+        for mapped, name in zip(self._maps, self._names, strict=True):
+            if mapped.size() < len(mapped):
+                raise UserError(f"{self.folder / name} was cut short while it was read: {AGAIN}")
 
     def _damaged(self, pack: tuple[NDArray[np.uint8], Shard, int]) -> bool:
         """Whether a pack is damaged; it is then in quarantine."""
@@ -151,7 +174,26 @@ class ShardReader:
         about = self.fields[name]
         rows = out.reshape(len(index), math.prod(out.shape[1:])).view(np.uint8)
         gather = gather_bits if about.bits else gather_packs
-        gather(self._first, self._address[name], about.row_bytes, index, rows, threads)
+        gather(self._first, self._address[name], self._row_bytes[name], index, rows, threads)
+
+    def gather_labelled(
+        self,
+        index: NDArray[np.int64],
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        threads: int,
+    ) -> None:
+        """``gather_into`` for images, not packed as bits, and labels at once."""
+        gather_numbered(
+            self._first,
+            self._address["image"],
+            self._row_bytes["image"],
+            self._address["label"],
+            index,
+            images.reshape(len(index), self._row_bytes["image"]),
+            labels,
+            threads,
+        )
 
     def rows(self, index: NDArray[np.int64]) -> Rows:
         """All fields of samples ``index`` (B,) int64, copied."""
@@ -170,7 +212,7 @@ class ShardReader:
         for mapped in self._maps:
             with contextlib.suppress(BufferError):  # an array of the caller's still looks at it
                 mapped.close()
-        self._maps = []
+        self._maps, self._names = [], []
 
 
 _LEAVE_OUT = ", or leave out what is damaged with --data.on-damage skip"

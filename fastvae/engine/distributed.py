@@ -7,6 +7,7 @@ gloo on CPUs.
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +76,37 @@ class World:
         boxes = [torch.empty_like(place) for _ in range(self.size)]
         dist.all_gather(boxes, place)
         return [box.to(tensor.device) for box in boxes]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on every rank; where one fails with a UserError, all of them do.
+
+        Without this the others would wait for it, or end with an error of the network's.
+        """
+        if self.size == 1:
+            return work()
+        result, message = None, None
+        try:
+            result = work()
+        except UserError as error:
+            message = str(error)
+        every: list[str | None] = [None] * self.size
+        dist.all_gather_object(every, message)
+        failed = [rank for rank, said in enumerate(every) if said is not None]
+        if failed:
+            where = "" if len(failed) == self.size else f"rank {failed[0]}: "
+            raise UserError(f"{where}{every[failed[0]]}")
+        return result  # type: ignore[return-value]
+
+    def require_equal(self, text: str, what: str) -> None:
+        """Raise UserError on all ranks unless all give the same ``text``."""
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        every = self.gather(torch.tensor(list(digest), dtype=torch.int64))
+        others = [rank for rank, theirs in enumerate(every) if not torch.equal(theirs, every[0])]
+        if others:
+            raise UserError(
+                f"rank {others[0]} sees other {what} than rank 0: give all of them the same files "
+                "(with --data.on-damage skip, also the same damage)"
+            )
 
 
 def join(device: str) -> World:

@@ -6,8 +6,9 @@ or of the training device beyond where its own bytes live.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -57,6 +58,10 @@ class Source(Protocol):
         """Names of the labels, label 0 first; empty where they are not known."""
 
     @property
+    def preprocess(self) -> Mapping[str, Any]:
+        """How its samples were made, where that is known."""
+
+    @property
     def order(self) -> Order | None:
         """The order in which it has to be read; None where any will do."""
 
@@ -102,6 +107,7 @@ class RandomAccess:
     """What sources share that need not know what comes next, and hold nothing open."""
 
     classes: tuple[str, ...] = ()
+    preprocess: Mapping[str, Any] = MappingProxyType({})
     has_condition: bool = False
     order: Order | None = None
     quarantined: Sequence[str] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from fastvae.data.shards import ShardReader
 from fastvae.data.sources import RandomAccess, Samples
-from fastvae.kernels.gather_rows import gather_packs
+
+_AT_ONCE = 64 << 20  # bytes of images, on their way into memory
+_KEPT = ("image", "condition", "label")
 
 
 class ResidentSource(RandomAccess):
@@ -71,23 +74,32 @@ class ResidentSource(RandomAccess):
         return cls(x.unsqueeze(1) if x.dim() == 3 else x, y)
 
     @classmethod
-    def from_shards(cls, reader: ShardReader) -> ResidentSource:
-        """Read one split of shards into memory, verified; the reader is closed."""
-        every = reader.rows(np.arange(len(reader), dtype=np.int64))
+    def from_shards(cls, reader: ShardReader, device: torch.device) -> ResidentSource:
+        """Read one split of shards into memory of ``device``, verified, some at a time; the reader
+        is closed."""
+        n, image = len(reader), reader.fields["image"]
+        step = max(1, _AT_ONCE // math.prod(image.shape))
+        every: dict[str, Tensor] = {}
+        for start in range(0, n, step):
+            index = np.arange(start, min(start + step, n), dtype=np.int64)
+            for name, rows in reader.rows(index).items():
+                part = torch.from_numpy(rows) if name in _KEPT else None
+                if part is not None:
+                    if name not in every:
+                        shape = (n, *part.shape[1:])
+                        every[name] = torch.empty(shape, dtype=part.dtype, device=device)
+                    every[name][start : start + len(index)] = part
         reader.close()
-        images, labels, conditions = (
-            torch.from_numpy(every[name]) if name in every else None
-            for name in ("image", "label", "condition")
-        )
-        assert images is not None
+        conditions = every.get("condition")
         source = cls(
-            images.permute(0, 3, 1, 2),
-            labels,
+            every["image"].permute(0, 3, 1, 2),
+            every.get("label"),
             conditions=None if conditions is None else conditions.permute(0, 3, 1, 2),
             classes=reader.manifest.classes,
             fingerprint=reader.fingerprint,
         )
         source.about = "resident shards"
+        source.preprocess = reader.manifest.preprocess
         source.quarantined, source.lost = reader.quarantined, reader.lost
         return source
 
@@ -133,16 +145,9 @@ def _select(images: Tensor, where: Tensor, pin: bool) -> Tensor:
     stored = last if last.is_contiguous() else images
     if not stored.is_contiguous() or images.device.type != "cpu":
         return torch.index_select(images, 0, where)
-    n, *shape = stored.shape
-    rows = torch.empty((len(where), *shape), dtype=torch.uint8, pin_memory=pin)
-    gather_packs(
-        np.array([0, n]),
-        np.array([stored.data_ptr()]),
-        stored.stride(0),
-        where.numpy(),
-        rows.view(len(where), -1).numpy(),
-        torch.get_num_threads(),
-    )
+    shape = (len(where), *stored.shape[1:])
+    rows = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+    torch.index_select(stored, 0, where, out=rows)
     return rows.permute(0, 3, 1, 2) if stored is last else rows
 
 
