@@ -32,7 +32,7 @@ class BetonSource(RandomAccess):
         self._images = [roles[name] for name in ("image", "condition") if name in roles]
         height, width, channels = (*roles["image"].shape, 1)[:3]
         self.image_shape = channels, height, width
-        self.classes = self.file.classes
+        self.classes, self.preprocess = self.file.classes, self.file.preprocess
         self.has_condition = "condition" in roles
         self.device = torch.device("cpu")
         self.resident = None

@@ -46,7 +46,7 @@ Index = NDArray[np.int64]
 _config: Any = numba.config  # its settings are not known to type checkers
 NEEDS = (
     "apt-get install -y --no-install-recommends g++ pkg-config libopencv-dev libturbojpeg0-dev && "
-    "pip install --no-deps ffcv==1.0.2"
+    "pip install opencv-python-headless setuptools && pip install --no-deps ffcv==1.0.2"
 )
 _SEGMENT = 256  # batches that FFCV is told of at once
 _AHEAD = 3  # batches that lie ready

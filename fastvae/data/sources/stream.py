@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,6 +58,7 @@ class StreamSource:
     """
 
     classes: tuple[str, ...] = ()
+    preprocess: Mapping[str, Any] = MappingProxyType({})
     resident = None
     device = torch.device("cpu")
 
