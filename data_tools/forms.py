@@ -6,7 +6,7 @@ import enum
 from pathlib import Path
 
 from fastvae.data.drawings import INDEX
-from fastvae.data.format import SPLITS, is_shards
+from fastvae.data.format import MANIFEST, SPLITS, is_shards
 from fastvae.errors import UserError
 
 
@@ -33,6 +33,11 @@ def form_of(path: Path) -> Form:
         return Form.SHARDS
     if any((path / part / INDEX).is_file() for part in (*SPLITS, "")):
         return Form.STROKES
+    if (path / MANIFEST).exists():
+        raise UserError(
+            f"{path / MANIFEST} is damaged: it describes neither shards nor strokes; copy it again "
+            "from where it came from, or move it away"
+        )
     if any(path.glob("*.beton")):
         return Form.BETON
     if any(path.glob("*.tar")):

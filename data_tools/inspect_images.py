@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +58,15 @@ def _pixels(part: SampleSet) -> None:
 
 def _labels(sets: dict[str, SampleSet], most: int) -> None:
     names = next(iter(sets.values())).classes
-    counts = {}
+    counts: Counter[int] = Counter()
     for split, part in sets.items():
         labels = part.labels()
-        if len(labels) and labels.min() < 0:
-            print(f"note: {int((labels < 0).sum()):,} samples of {split} have no label")
-        counts[split] = np.bincount(labels[labels >= 0], minlength=len(names))
-    total = np.zeros(max(map(len, counts.values())), dtype=np.int64)
-    for each in counts.values():
-        total[: len(each)] += each
-    print(f"labels: {np.count_nonzero(total)} classes")
-    for label in np.argsort(-total, kind="stable")[:most]:
-        name = names[label] if label < len(names) else str(label)
-        print(f"  {total[label]:>10,}  {name}")
-    if len(total) > most:
-        print(f"  and {len(total) - most} more (--most N lists more)")
+        met, numbers = np.unique(labels[labels >= 0], return_counts=True)
+        counts.update(dict(zip(met.tolist(), numbers.tolist(), strict=True)))
+        if (labels < 0).any():
+            print(f"note: {int((labels < 0).sum()):,} samples of {split} have no label (below 0)")
+    print(f"labels: {len(counts)} classes")
+    for label, number in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:most]:
+        print(f"  {number:>10,}  {names[label] if label < len(names) else label}")
+    if len(counts) > most:
+        print(f"  and {len(counts) - most} more (--most N lists more)")

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="DIR|FILE", help="packed folder, or a file")
     parser.add_argument("--split", default="train", choices=("train", "val", "test"))
     parser.add_argument(
-        "--out", type=Path, metavar="PNG", help="picture to write (default: DIR/preview.png)"
+        "--out", type=Path, metavar="PNG", help="picture to write (default: DIR/preview.png, or NAME-preview.png here of a FILE)"
     )
     parser.add_argument("--count", type=at_least(1), default=48, help="number of drawings (48)")
     parser.add_argument("--columns", type=at_least(1), default=12, help="drawings per row (12)")
@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
         picture, total = sheet_of_images(
             args.source, args.split, args.count, args.columns, args.categories, args.seed
         )
-        folder = args.source if args.source.is_dir() else args.source.parent
-        return _save(picture, args.out or folder / "preview.png", f"of {total:,} images")
+        return _save(picture, args.out or _out(args.source, True), f"of {total:,} images")
     drawings = _read(args.source, args.split)
     index = choose(drawings, args.count, args.categories, args.seed)
     if len(index) == 0:
@@ -80,10 +79,7 @@ def run(args: argparse.Namespace) -> int:
     full, partial = _render(chosen, args)
     labels = [chosen.words[number] for number in chosen.word]
     picture = sheet(full, partial, labels, args.columns)
-    out = args.out
-    if out is None:
-        packed = args.source.is_dir() and (args.source / args.split).is_dir()
-        out = args.source / "preview.png" if packed else Path(f"{args.source.stem}-preview.png")
+    out = args.out or _out(args.source, (args.source / args.split).is_dir())
     return _save(picture, out, f"{len(chosen)} of {len(drawings):,} drawings")
 
 
@@ -94,6 +90,12 @@ def _is_images(source: Path) -> bool:
     if source.is_file() and source.suffix not in (".beton", ".tar"):
         return False
     return form_of(source) is not Form.STROKES
+
+
+def _out(source: Path, packed: bool) -> Path:
+    """In a packed folder; of anything else, in the current one, named after it."""
+    inside = packed and source.is_dir()
+    return source / "preview.png" if inside else Path(f"{source.stem}-preview.png")
 
 
 def _save(picture: Image.Image, out: Path, what: str) -> int:

@@ -24,6 +24,9 @@ def sheet_of_images(
     if split not in sets:
         raise UserError(f"{path} has no {split} split; it has {', '.join(sets)}")
     part = sets[split]
+    channels = part.fields["image"].shape[2]
+    if channels not in (1, 3):
+        raise UserError(f"{path} has images of {channels} channels: pictures are made of 1 or 3")
     where = np.arange(len(part), dtype=np.int64)
     if categories:
         for name in categories:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastvae.data.format import SPLITS, Field, Rows, read_manifest
-from fastvae.data.sample_rows import SampleRows, label_of, layout_of
+from fastvae.data.sample_rows import Layout, SampleRows, label_of, layout_of
 from fastvae.data.sample_tar import Group, SampleTar, Tally
 from fastvae.data.shards import ShardReader
 from fastvae.data.tar import TarDamage, TarReader
@@ -45,14 +45,32 @@ class SampleSet(Protocol):
 
 
 def open_sets(path: Path) -> dict[str, SampleSet]:
-    """The splits of a packed data set of images, by name; one without splits is all train."""
+    """The splits of a packed data set of images, by name; one without splits is all train.
+
+    They are alike: the same fields, shapes and classes.
+    """
     form = form_of(path)
     if form is Form.STROKES:
         raise UserError(
             f"{path} holds strokes: make images of them with `fastvae-data quickdraw {path} --as "
             "images`"
         )
-    return _OPENERS[form](path)
+    sets = _OPENERS[form](path)
+    (name, first), *others = sets.items()
+    for other, part in others:
+        if dict(part.fields) != dict(first.fields):
+            what = f"{name} has {_in_words(first)}, {other} has {_in_words(part)}"
+        elif part.classes != first.classes:
+            what = f"the {len(first.classes)} classes of {name} are not those of {other}"
+        else:
+            continue
+        raise UserError(f"{path}: {what}: make them alike, or give one of its files")
+    return sets
+
+
+def _in_words(part: SampleSet) -> str:
+    fields = (f"{name} {'x'.join(map(str, f.shape))}" for name, f in sorted(part.fields.items()))
+    return ", ".join(text.strip() for text in fields)
 
 
 def in_order(sets: Mapping[str, SampleSet]) -> Iterator[tuple[str, SampleSet]]:
@@ -91,11 +109,15 @@ def _shards(path: Path) -> dict[str, SampleSet]:
 
 
 class TarSet:
-    """Stock WebDataset tars, or packed ones without their manifest, read in order."""
+    """Stock WebDataset tars, or packed ones without their manifest, read in order.
+
+    Args:
+        layout: what all samples must have in common; None: as the first one is.
+    """
 
     form = Form.TARS.value
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], layout: Layout | None = None) -> None:
         self.paths = paths
         self.classes = read_classes(paths[0].parent)
         self.preprocess: Mapping[str, Any] = {}
@@ -104,60 +126,99 @@ class TarSet:
         first = next((p for p, count in zip(paths, self._counts, strict=True) if count), None)
         if first is None:
             raise UserError(f"{paths[0]} and {len(paths) - 1} more hold no sample with an image")
-        group = _read(first, lambda tar: next(tar.groups()))
-        self._layout = layout_of(group, str(first))
-        image = Field(dtype="uint8", shape=self._layout.shape)
+        self.layout = layout or layout_of(
+            _read(first, lambda tar: next(tar.groups())), str(first)
+        )
+        image = Field(dtype="uint8", shape=self.layout.shape)
         self.fields: Mapping[str, Field] = {
             "image": image,
-            **({"condition": image} if self._layout.conditioned else {}),
-            **({"label": Field(dtype="int64", shape=())} if self._layout.labelled else {}),
+            **({"condition": image} if self.layout.conditioned else {}),
+            **({"label": Field(dtype="int64", shape=())} if self.layout.labelled else {}),
             "key": Field(dtype="uint64", shape=()),
         }
         self.notes = tally.lines()
+        self._place: _Place | None = None  # what was read last
+        self._rest: Iterator[_Place] = iter(())  # of its tar
 
     def __len__(self) -> int:
         return sum(self._counts)
 
     def rows(self, index: Index) -> Rows:
-        out = self._layout.allocate(len(index), keys=True)
-
-        def take(group: Group, name: str, wanted: Index, at: int) -> None:
-            every = self._layout.allocate(group.rows, keys=True)
-            SampleRows(iter([group]), name, self._layout, start=group.first).take(
-                every, 0, group.rows
-            )
-            for field, values in every.items():
-                out[field][at : at + len(wanted)] = values[wanted - group.first]
-
-        self._visit(index, take)
+        """All fields of samples ``index`` (B,). Requests that ascend, also from one to the next,
+        are one pass over each tar."""
+        out = self.layout.allocate(len(index), keys=True)
+        at = 0
+        while at < len(index):
+            place = self._find(int(index[at]))
+            wanted = index[at : at + int(np.searchsorted(index[at:], place.stop))]
+            first, span = int(wanted[0]), int(wanted[-1] - wanted[0]) + 1
+            start = place.group.first + first - place.first
+            reader = SampleRows(iter([place.group]), place.name, self.layout, start=start)
+            if span == len(wanted):
+                reader.take(out, at, span)
+            else:
+                every = self.layout.allocate(span, keys=True)
+                reader.take(every, 0, span)
+                for field, values in every.items():
+                    out[field][at : at + len(wanted)] = values[wanted - first]
+            at += len(wanted)
         return out
 
     def labels(self) -> Index:
-        labels = np.empty(len(self), dtype=np.int64)
-
-        def take(group: Group, name: str, wanted: Index, at: int) -> None:
-            label = label_of(group, name)
-            if label is None:
-                raise UserError(f"{name}: sample {group.key} has no label, unlike the first")
-            labels[at] = label
-
+        every = np.arange(len(self), dtype=np.int64)
         if self._packed():
-            return self.rows(np.arange(len(self), dtype=np.int64))["label"]
-        self._visit(np.arange(len(self), dtype=np.int64), take)
+            return self.rows(every)["label"]
+        labels = np.empty(len(self), dtype=np.int64)
+        for number in every:
+            place = self._find(int(number))
+            label = label_of(place.group, place.name)
+            if label is None:
+                raise UserError(
+                    f"{place.name}: sample {place.group.key} has no label, unlike the first"
+                )
+            labels[number] = label
         return labels
 
     def _packed(self) -> bool:
         return bool(_read(self.paths[0], lambda tar: next(tar.groups()).image == "image.npy"))
 
-    def _visit(self, index: Index, take: Callable[[Group, str, Index, int], None]) -> None:
-        """Give each group with wanted samples to ``take``: the group, the tar's name, the numbers
-        within the tar of the wanted ones, and the place of the first of them in ``index``."""
-        begin = at = 0
-        for path, count in zip(self.paths, self._counts, strict=True):
-            wanted = index[(index >= begin) & (index < begin + count)] - begin
-            if len(wanted):
-                at = _read(path, partial(_pass, name=str(path), wanted=wanted, at=at, take=take))
-            begin += count
+    def _find(self, number: int) -> _Place:
+        """The group with a sample: read on to it, or begin again where it lies before what was
+        read last, or in another tar."""
+        place = self._place
+        if place is None or number < place.first or number >= place.tar_stop:
+            place, self._rest = None, self._read_from(number)
+        while place is None or number >= place.stop:
+            self._place = None  # after an error, begin again
+            place = next(self._rest, None)
+            if place is None:
+                raise UserError(f"{self.paths[0]} or a tar beside it changed while it was read")
+        self._place = place
+        return place
+
+    def _read_from(self, number: int) -> Iterator[_Place]:
+        """The groups of a tar from the one with sample ``number`` on."""
+        ends = np.cumsum(self._counts)
+        tar = int(np.searchsorted(ends, number, side="right"))
+        path, tar_stop = self.paths[tar], int(ends[tar])
+        begin = tar_stop - self._counts[tar]
+        with _opened(path) as samples:
+            for group in samples.groups(number - begin):
+                first = begin + group.first
+                yield _Place(first, first + group.rows, tar_stop, str(path), group)
+
+
+class _Place(NamedTuple):
+    """A group of samples of a set of tars."""
+
+    first: int
+    """Number of its first sample in the set."""
+    stop: int
+    tar_stop: int
+    """Number after the last sample of its tar."""
+    name: str
+    """Of its tar."""
+    group: Group
 
 
 def read_classes(folder: Path) -> tuple[str, ...]:
@@ -174,33 +235,21 @@ def read_classes(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _pass(
-    tar: SampleTar,
-    name: str,
-    wanted: Index,
-    at: int,
-    take: Callable[[Group, str, Index, int], None],
-) -> int:
-    """One pass over a tar; returns the place behind the last wanted sample."""
-    for group in tar.groups(int(wanted[0])):
-        low, high = np.searchsorted(wanted, [group.first, group.first + group.rows])
-        if high > low:
-            take(group, name, wanted[low:high], at)
-            at += int(high - low)
-        if high == len(wanted):
-            break
-    return at
-
-
-def _read(path: Path, use: Callable[[SampleTar], Any], tally: Tally | None = None) -> Any:
-    """Open a tar for one pass; damage is a UserError that names it."""
+@contextmanager
+def _opened(path: Path, tally: Tally | None = None) -> Iterator[SampleTar]:
+    """A tar, open for one pass; damage is a UserError that names it."""
     try:
         with path.open("rb") as file:
-            return use(SampleTar(TarReader(file, seekable=True), str(path), tally))
+            yield SampleTar(TarReader(file, seekable=True), str(path), tally)
     except TarDamage as error:
         raise UserError(f"{path} is damaged: {error}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _read(path: Path, use: Callable[[SampleTar], Any], tally: Tally | None = None) -> Any:
+    with _opened(path, tally) as tar:
+        return use(tar)
 
 
 def _tars(path: Path) -> dict[str, SampleSet]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fastvae.data import drawings
-from fastvae.data.format import Field, Manifest, Shard, check_member, read_manifest
+from fastvae.data import drawings, npy
+from fastvae.data.format import (
+    BLOCK,
+    Field,
+    Manifest,
+    Shard,
+    check_member,
+    member_bytes,
+    member_name,
+    read_manifest,
+)
+from fastvae.data.sample_rows import Layout
 from fastvae.data.shards import ShardReader
 from fastvae.data_tools.arguments import at_least
 from fastvae.data_tools.forms import Form, form_of, split_files
@@ -28,9 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Read every byte of a packed data set and compare it with its checksums: shards (SHA-256 "
-        "of each, CRC-32 of each\nmember where one differs, the keys of the splits), packed "
-        "strokes, .beton files with their .json, stock WebDataset\ntars (headers, order and every "
-        "image: they have no checksums). Damage is named, file by file; exit code 2."
+        "of each; place, shape\nand CRC-32 of each member), packed strokes, .beton files with "
+        "their .json, stock WebDataset tars (headers, order and\nevery image, all alike: they "
+        "have no checksums). Damage is named, file by file; exit code 2. Samples that are in\ntwo "
+        "splits are counted in a note."
     )
     parser.epilog = "example: fastvae-data verify data/coco-shards"
     parser.add_argument("path", type=Path, metavar="DIR|FILE", help="what to verify")
@@ -78,34 +90,48 @@ def _shards(folder: Path, workers: int) -> Iterator[str]:
             broken = broken or bool(reasons)
             yield from reasons
     if not broken:
-        yield from _keys(folder, manifest)
+        _note_keys(folder, manifest)
 
 
 def _shard(folder: Path, shard: Shard, fields: Mapping[str, Field]) -> list[str]:
-    """What is wrong with one shard: the members that are, where that can be told."""
+    """What is wrong with one shard, and with what the manifest says of it."""
     path = folder / shard.name
     try:
         size = path.stat().st_size
         if size != shard.bytes:
             return [f"{path}: {size:,} bytes instead of {shard.bytes:,}"]
-        if drawings.sha256(path) == shard.sha256:
-            return []
         data = np.fromfile(path, dtype=np.uint8)
     except FileNotFoundError:
         return [f"{path} is missing"]
     except OSError as error:
         return [f"{path} cannot be read: {error.strerror or error}"]
     reasons = [
-        check_member(data, shard, fields, pack, name)
+        check_member(data, shard, fields, pack, name) or _check_shape(data, shard, about, pack, name)
         for pack in range(len(shard.rows))
-        for name in fields
+        for name, about in fields.items()
     ]
     found = [f"{path}: {reason}" for reason in reasons if reason]
-    return found or [f"{path}: its SHA-256 is another (between the members; they are right)"]
+    sizes = (member_bytes(about, n) for about in fields.values() for n in shard.rows)
+    if sum(BLOCK + -(-n // BLOCK) * BLOCK for n in sizes) + 2 * BLOCK != shard.bytes:
+        found.append(f"{path}: it holds more than the members that the manifest names")
+    if not found and hashlib.sha256(data).hexdigest() != shard.sha256:
+        found.append(f"{path}: its SHA-256 is another (between the members; they are right)")
+    return found
 
 
-def _keys(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Samples that are in two splits."""
+def _check_shape(
+    data: NDArray[np.uint8], shard: Shard, about: Field, pack: int, name: str
+) -> str:
+    """Compare dtype and shape of a member's array with the manifest; "" or what is wrong."""
+    start = shard.offset[name][pack]
+    head = npy.header(about.stored_dtype, (shard.rows[pack], *about.stored_shape))
+    if data[start : start + len(head)].tobytes() == head:
+        return ""
+    return f"{member_name(shard.first_pack + pack, name)} is another array than in the manifest"
+
+
+def _note_keys(folder: Path, manifest: Manifest) -> None:
+    """Tell of samples that are in two splits: equal ones, if that is what was packed."""
     if "key" not in manifest.fields:
         return
     met: dict[str, NDArray[np.uint64]] = {}
@@ -115,9 +141,9 @@ def _keys(folder: Path, manifest: Manifest) -> Iterator[str]:
         reader.gather_into("key", np.arange(len(reader), dtype=np.int64), keys)
         reader.close()
         for other, theirs in met.items():
-            both = np.intersect1d(keys, theirs)
-            if len(both):
-                yield f"{folder}: {len(both):,} keys, e.g. {both[0]}, are in {other} and in {split}"
+            both = len(np.intersect1d(keys, theirs))
+            if both:
+                print(f"note: {both:,} keys are in {other} and in {split}: equal samples")
         met[split] = keys
 
 
@@ -147,10 +173,12 @@ def _beton(path: Path, workers: int) -> Iterator[str]:
 def _tars(path: Path, workers: int) -> Iterator[str]:
     """Every header, every image, and whether the samples are alike."""
     found = split_files(path, ".tar")
+    layout: Layout | None = None  # of the first one
     with tqdm(total=len(found), unit="tar", disable=None, leave=False) as bar:
         for file in found:
             try:
-                part = TarSet([file])
+                part = TarSet([file], layout)
+                layout = part.layout
                 for start in range(0, len(part), STEP):
                     part.rows(np.arange(start, min(start + STEP, len(part)), dtype=np.int64))
             except UserError as error:

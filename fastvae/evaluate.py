@@ -25,6 +25,7 @@ from fastvae.config import Config, DataConfig
 from fastvae.configio import parse_options
 from fastvae.data.datasets import fingerprints, load_splits
 from fastvae.data.loader import Loader, Pixels
+from fastvae.data.packed import choose
 from fastvae.engine import distributed, precision
 from fastvae.engine.distributed import World
 from fastvae.errors import UserError
@@ -96,12 +97,20 @@ def _evaluate(args: list[str]) -> None:
         if options.binarize != "trained":
             data = replace_field(data, binarize=options.binarize)
         if options.root:
-            data = replace_field(data, root=options.root, urls=(), source="auto")
+            data = data_in(options.root, data)
         result = evaluate_model(model, trained, data, options, world)
         if world.is_main:
             _report(result, model, data, options, folder)
     finally:
         distributed.leave()
+
+
+def data_in(root: str, trained: DataConfig) -> DataConfig:
+    """What lies in a folder, whatever form the data had that the model was trained on."""
+    if not Path(root).is_dir():
+        raise UserError(f"--root {root}: no such folder")
+    there = replace_field(trained, root=root, urls=(), source="auto")
+    return replace_field(there, source=choose(there, needs_no_files=False))
 
 
 def evaluate_model(
