@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="DIR|FILE", help="packed folder, or a file")
     parser.add_argument("--split", default="train", choices=("train", "val", "test"))
     parser.add_argument(
-        "--out", type=Path, metavar="PNG", help="picture to write (default: DIR/preview.png, or NAME-preview.png here of a FILE)"
+        "--out",
+        type=Path,
+        metavar="PNG",
+        help="picture to write (default: DIR/preview.png, or NAME-preview.png here of a FILE)",
     )
     parser.add_argument("--count", type=at_least(1), default=48, help="number of drawings (48)")
     parser.add_argument("--columns", type=at_least(1), default=12, help="drawings per row (12)")

@@ -126,9 +126,7 @@ class TarSet:
         first = next((p for p, count in zip(paths, self._counts, strict=True) if count), None)
         if first is None:
             raise UserError(f"{paths[0]} and {len(paths) - 1} more hold no sample with an image")
-        self.layout = layout or layout_of(
-            _read(first, lambda tar: next(tar.groups())), str(first)
-        )
+        self.layout = layout or layout_of(_read(first, lambda tar: next(tar.groups())), str(first))
         image = Field(dtype="uint8", shape=self.layout.shape)
         self.fields: Mapping[str, Field] = {
             "image": image,

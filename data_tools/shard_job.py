@@ -115,7 +115,9 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"stop at a sample that cannot be read, or leave it out and list it in {BAD_SAMPLES}",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace DIR if it holds shards and nothing else"
+        "--overwrite",
+        action="store_true",
+        help="replace DIR if it holds what this tool made and nothing else",
     )
     parser.add_argument(
         "--shard-rows",

@@ -106,7 +106,8 @@ def _shard(folder: Path, shard: Shard, fields: Mapping[str, Field]) -> list[str]
     except OSError as error:
         return [f"{path} cannot be read: {error.strerror or error}"]
     reasons = [
-        check_member(data, shard, fields, pack, name) or _check_shape(data, shard, about, pack, name)
+        check_member(data, shard, fields, pack, name)
+        or _check_shape(data, shard, about, pack, name)
         for pack in range(len(shard.rows))
         for name, about in fields.items()
     ]
@@ -114,14 +115,12 @@ def _shard(folder: Path, shard: Shard, fields: Mapping[str, Field]) -> list[str]
     sizes = (member_bytes(about, n) for about in fields.values() for n in shard.rows)
     if sum(BLOCK + -(-n // BLOCK) * BLOCK for n in sizes) + 2 * BLOCK != shard.bytes:
         found.append(f"{path}: it holds more than the members that the manifest names")
-    if not found and hashlib.sha256(data).hexdigest() != shard.sha256:
+    if not found and hashlib.sha256(data.data).hexdigest() != shard.sha256:
         found.append(f"{path}: its SHA-256 is another (between the members; they are right)")
     return found
 
 
-def _check_shape(
-    data: NDArray[np.uint8], shard: Shard, about: Field, pack: int, name: str
-) -> str:
+def _check_shape(data: NDArray[np.uint8], shard: Shard, about: Field, pack: int, name: str) -> str:
     """Compare dtype and shape of a member's array with the manifest; "" or what is wrong."""
     start = shard.offset[name][pack]
     head = npy.header(about.stored_dtype, (shard.rows[pack], *about.stored_shape))

@@ -110,7 +110,8 @@ def data_in(root: str, trained: DataConfig) -> DataConfig:
     if not Path(root).is_dir():
         raise UserError(f"--root {root}: no such folder")
     there = replace_field(trained, root=root, urls=(), source="auto")
-    return replace_field(there, source=choose(there, needs_no_files=False))
+    how = choose(there, needs_no_files=False)
+    return replace_field(there, source=how)  # type: ignore[arg-type]
 
 
 def evaluate_model(

@@ -421,6 +421,8 @@ def shard_from_json(data: Any, fields: Mapping[str, Field]) -> Shard:
             raise ValueError(f"{shard.name}: {name} has another number of packs")
     if any(type(number) is not int or not 0 <= number < 2**62 for number in numbers):
         raise ValueError(f"{shard.name}: a number is none")
+    if data["count"] != shard.count:
+        raise ValueError(f"{shard.name}: its count is another")
     if not shard.rows or shard.bytes < 2 * BLOCK:
         raise ValueError(f"{shard.name}: there is nothing in it")
     if not _NAME.fullmatch(shard.name) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
