@@ -8,17 +8,23 @@ Only the module of the command that was asked for is imported, so that start-up 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import re
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
+from fastvae.data_tools.names import shown
 from fastvae.errors import EXIT_BAD_INPUT, UserError, nearest
 
 PROGRAM = "fastvae-data"
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+EXIT_CLOSED = 141  # 128 + SIGPIPE: nobody reads the output, and the work was not finished
+# What a user can mend where no file is named.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENOMEM)
 
 
 class Command(NamedTuple):
@@ -101,18 +107,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after the program's name; those of this process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+    code: int | None = None
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
-        code: int = args.run(args)
+        code = args.run(args)
         sys.stdout.flush()
     except UserError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _bad_input(str(error))
+    except MemoryError:
+        return _bad_input("not enough memory: give fewer --workers, or less at once")
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Who read the output (head, less) has gone. Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return EXIT_CLOSED if code is None else code
+    except OSError as error:
+        if error.filename is None and error.errno not in _DISK_ERRORS:
+            raise
+        where = "the disk" if error.filename is None else os.fsdecode(error.filename)
+        return _bad_input(f"cannot use {where}: {error.strerror or error}")
+    assert code is not None
     return code
+
+
+def _bad_input(message: str) -> int:
+    print(f"{PROGRAM}: error: {shown(message)}", file=sys.stderr)
+    return EXIT_BAD_INPUT

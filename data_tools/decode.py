@@ -142,12 +142,13 @@ def decode_whole(data: bytes, channels: int, background: tuple[int, int, int]) -
 
 @contextmanager
 def _careful() -> Iterator[None]:
-    """Without warnings, and with Undecodable for whatever Pillow raises."""
+    """Without warnings, and with Undecodable for whatever Pillow raises; too little memory is no
+    fault of the image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Undecodable:
+    except (Undecodable, MemoryError):
         raise
     # Damaged files make Pillow's readers raise almost anything: struct.error, IndexError, ...
     except Exception as error:

@@ -1,16 +1,19 @@
 """Image files in folders and zips: found, read and identified. Nothing is unpacked to the disk.
 
 A zip is treated as a folder of its name. Names need not be UTF-8: a name is a ``str`` as Python's
-``os`` gives it (with lone surrogates for such bytes), and ``shown`` makes it printable.
+``os`` gives it (with lone surrogates for such bytes), and ``names.shown`` makes it printable.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import itertools
+import json
 import os
 import stat
+import struct
 import zipfile
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -23,7 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fastvae.data.format import MANIFEST
 from fastvae.data_tools.decode import Undecodable
+from fastvae.data_tools.names import shown
 from fastvae.errors import UserError
 
 SUFFIXES = (
@@ -31,6 +36,7 @@ SUFFIXES = (
     *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 LARGEST = 512 << 20  # bytes of a file; more is no image to train on
+_FOR_GOOD = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP)  # the file's own troubles
 _BLOCK = 32  # files that a thread reads at a time
 
 
@@ -68,10 +74,11 @@ def list_images(sources: Sequence[Path]) -> Listing:
     listing = Listing(sources=tuple(sources))
     for number, source in enumerate(sources):
         path = str(source)
-        if os.path.isdir(path):
+        mode = _mode(path)
+        if stat.S_ISDIR(mode):
             found = _in_folder(number, path, listing.ignored)
-        elif not os.path.exists(path):
-            raise UserError(f"no such file or folder: {shown(path)}")
+        elif not stat.S_ISREG(mode):
+            raise UserError(f"{shown(path)} is neither a folder nor a regular file")
         elif _suffix(path) == ".zip":
             found = _in_zip(number, path, (), listing.ignored)
         elif _suffix(path) in SUFFIXES:
@@ -83,6 +90,15 @@ def list_images(sources: Sequence[Path]) -> Listing:
         names = ", ".join(shown(str(source)) for source in sources)
         raise UserError(f"no images in {names}{ignored_words(listing.ignored)}")
     return listing
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        raise UserError(f"no such file or folder: {shown(path)}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {shown(path)}: {error.strerror or error}") from None
 
 
 def ignored_words(ignored: Counter[str]) -> str:
@@ -108,6 +124,9 @@ def _in_folder(number: int, top: str, ignored: Counter[str]) -> Iterator[Entry]:
                 inside = sorted(scan, key=lambda item: os.fsencode(item.name))
         except OSError as error:
             raise UserError(f"cannot read {shown(folder)}: {error.strerror or error}") from None
+        if any(item.name == MANIFEST for item in inside) and _is_packed(folder):
+            ignored["packed data set, a folder"] += 1
+            continue
         names = {item.name for item in inside if item.is_dir()}
         for item in inside:
             place = (*parts, item.name)
@@ -128,18 +147,31 @@ def _in_folder(number: int, top: str, ignored: Counter[str]) -> Iterator[Entry]:
                 yield Entry(number, place, item.path, "")
 
 
+def _is_packed(folder: str) -> bool:
+    """Whether a folder was made by these tools: its pictures are previews."""
+    try:
+        about = json.loads(Path(folder, MANIFEST).read_bytes())
+        return str(about["format"]).startswith("fastvae ")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _in_zip(
     number: int, path: str, parts: tuple[str, ...], ignored: Counter[str]
 ) -> Iterator[Entry]:
     """Images in a zip; where several have one name, the last counts, as when it is unpacked."""
     try:
         members = {info.filename: info for info in _open_zip(path).infolist()}
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+    except Undecodable as error:
+        raise UserError(f"{shown(path)}: {error}") from None
+    except (OSError, *_ZIP_ERRORS) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise UserError(f"cannot read {shown(path)}: {error.strerror}") from None
         raise UserError(
             f"{shown(path)} cannot be read as a zip ({error}): a download that was cut off?"
         ) from None
     for name, info in members.items():
-        if info.is_dir():
+        if name and info.is_dir():
             continue
         separator = "/" if "/" in name else "\\"  # the second: from old programs on Windows
         place = tuple(part for part in name.split(separator) if part not in ("", ".", ".."))
@@ -154,6 +186,11 @@ def _in_zip(
             yield Entry(number, (*parts, *place), path, name)
 
 
+_ZIP_ERRORS = (
+    *(ValueError, IndexError, EOFError, struct.error),
+    *(NotImplementedError, zipfile.BadZipFile),
+)
+"""What ``zipfile`` raises at damaged directories."""
 _UNWANTED = ("hidden", "of macOS")
 
 
@@ -170,12 +207,6 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def shown(name: str) -> str:
-    """A name that can be printed: bytes that are not UTF-8 as ``\\xff``, line ends as ``\\n``."""
-    text = os.fsencode(name).decode(errors="backslashreplace")
-    return text.replace("\n", "\\n").replace("\r", "\\r")
-
-
 def full_name(path: str, member: str) -> str:
     """A file, or a file in a zip, for people."""
     return shown(f"{path}/{member}" if member else path)
@@ -186,14 +217,15 @@ def read(path: str, member: str) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        Undecodable: it cannot be read, is encrypted, damaged, or larger than ``LARGEST``.
+        Undecodable: it is gone, encrypted, damaged, larger than ``LARGEST``, or no file to read.
+        UserError: the disk or the network failed: another time it may be readable.
     """
     try:
         if not member:
+            size = _regular(path).st_size
+            if size > LARGEST:
+                raise Undecodable(f"too large ({size:,} bytes)")
             with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > LARGEST:
-                    raise Undecodable(f"too large ({size:,} bytes)")
                 return file.read()
         archive = _open_zip(path)
         info = archive.getinfo(member)
@@ -202,17 +234,32 @@ def read(path: str, member: str) -> bytes:
         if info.file_size > LARGEST:
             raise Undecodable(f"too large (says that it has {info.file_size:,} bytes)")
         return archive.read(info)
-    except Undecodable:
+    except (Undecodable, MemoryError):
         raise
     except OSError as error:
-        raise Undecodable(f"cannot be read ({error.strerror or error})") from None
+        if error.errno in _FOR_GOOD:
+            raise Undecodable(f"cannot be read ({error.strerror})") from None
+        if not member or error.errno not in (None, errno.EINVAL):
+            raise UserError(
+                f"cannot read {full_name(path, member)}: {error.strerror or error}; run the same "
+                "command again to go on"
+            ) from None
+        raise Undecodable("damaged in its zip (OSError)") from None
     # zlib.error, lzma.LZMAError, BadZipFile, KeyError, NotImplementedError, struct.error, ...
     except Exception as error:
         raise Undecodable(f"damaged in its zip ({type(error).__name__})") from None
 
 
-def _open_zip(path: str) -> zipfile.ZipFile:
+def _regular(path: str) -> os.stat_result:
+    """What the system says of a file; to open a pipe or a device might wait for ever."""
     about = os.stat(path)
+    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+        raise Undecodable("no regular file")
+    return about
+
+
+def _open_zip(path: str) -> zipfile.ZipFile:
+    about = _regular(path)
     return _zip(path, about.st_mtime_ns, about.st_size)
 
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from fastvae.data.format import SPLITS
 from fastvae.data.splits import split_fractions
-from fastvae.data_tools.image_files import Listing, full_name, shown
+from fastvae.data_tools.image_files import Listing, full_name
+from fastvae.data_tools.names import shown
 from fastvae.errors import UserError
 
 LAYOUTS = ("auto", "flat", "classes", "splits", "coco")
@@ -45,6 +46,8 @@ class Place(NamedTuple):
 Parts = tuple[str, ...]
 _View = list[Parts]  # of each image: folders, name
 _Reading = list[Place | None]  # of each image; None: it has no place in this layout
+_Read = Callable[[_View], _Reading]
+_Fits = Callable[[_Reading], bool]  # whether a reading is the right one
 
 
 class ImageFile(NamedTuple):
@@ -95,16 +98,23 @@ def arrange(listing: Listing, layout: str, *, labels: bool = True) -> Arranged:
         UserError: the folders do not fit the layout.
     """
     views = [_within_sources(listing), _with_sources(listing)]
-    found = None
-    if layout in ("auto", "coco"):
-        found = _first(_coco, views[1:], "coco", strict=layout == "auto")
-    if found is None and layout in ("auto", "splits"):
-        found = _first(_by_split, views, "splits", strict=layout == "auto")
-    if found is None and layout == "auto":
+    coco, splits = (_coco, views[1:], "coco"), (_by_split, views, "splits")
+    tries: list[tuple[_Read, list[_View], str, _Fits]] = {
+        # What is for evaluation must not get into training because a stray image is there, too.
         # Not by the names of the sources: those of `images photos more.zip` are no classes.
-        found = _first(_by_class, views[:1], "classes", strict=True)
-    if found is None and layout == "classes":
-        found = _first(_by_class, views, "classes", strict=False)
+        "auto": [
+            (*coco, _all_placed),
+            (*splits, _all_placed),
+            (*coco, _evaluates),
+            (*splits, _evaluates),
+            (_by_class, views[:1], "classes", _all_placed),
+        ],
+        "coco": [(*coco, any)],
+        "splits": [(*splits, any)],
+        "classes": [(_by_class, views, "classes", any)],
+        "flat": [],
+    }[layout]
+    found = next(filter(None, (_first(*one) for one in tries)), None)
     if found is None and layout not in ("auto", "flat"):
         raise UserError(f"--layout {layout}: {_EXPECTED[layout]}; see --layout auto")
     name, places = found or ("flat", [Place("", "") for _ in listing.entries])
@@ -124,15 +134,23 @@ _EXPECTED = {
 }
 
 
-def _first(
-    read: Callable[[_View], _Reading], views: list[_View], name: str, strict: bool
-) -> tuple[str, _Reading] | None:
-    """The first view that can be read so; ``strict``: only with a place for every image."""
+def _first(read: _Read, views: list[_View], name: str, fits: _Fits) -> tuple[str, _Reading] | None:
+    """The first view whose reading ``fits``."""
     for view in views:
         places = read(view)
-        if (all if strict else any)(place is not None for place in places):
+        if fits(places):
             return name, places
     return None
+
+
+def _all_placed(places: _Reading) -> bool:
+    return None not in places
+
+
+def _evaluates(places: _Reading) -> bool:
+    """Whether some images are for training and some for evaluation."""
+    splits = {place.split for place in places if place}
+    return "train" in splits and len(splits) > 1
 
 
 def _within_sources(listing: Listing) -> _View:

@@ -16,7 +16,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import ImageColor, features
 
-from fastvae.data.format import Field, Rows
+from fastvae.data.format import Field, Rows, rows_per_pack
 from fastvae.data_tools.arguments import at_least, share_or_none
 from fastvae.data_tools.decode import FITS, RESAMPLE, ImageRecipe, Undecodable, decode
 from fastvae.data_tools.image_files import content_keys, full_name, ignored_words, list_images, read
@@ -34,6 +34,7 @@ from fastvae.data_tools.shard_job import (
 )
 from fastvae.errors import UserError
 
+LARGEST_PACK = 1 << 30  # bytes; a pack is made, verified and loaded as one
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 DEFAULTS: dict[str, Any] = {
     "size": (64, 64),
@@ -172,10 +173,10 @@ def colour(text: str) -> tuple[int, int, int]:
 def run(args: argparse.Namespace) -> int:
     """Pack the images and say what came of them."""
     options = build_options(args, default_out(args.sources[0].expanduser()))
+    recipe = image_recipe(args, coco=True)  # whose shape no layout changes
+    fields = image_fields((*recipe.size, recipe.channels))
     found, arranged, splits = gather(args, options, labels=not args.no_labels)
     recipe = image_recipe(args, coco=arranged.layout == "coco")
-    shape = (*recipe.size, recipe.channels)
-    fields = image_fields(shape)
     if arranged.classes:
         fields["label"] = Field(dtype="int64", shape=())
     preprocess = {"tool": "images", **asdict(recipe), **found}
@@ -254,8 +255,19 @@ def height_width(numbers: Sequence[int], option: str) -> tuple[int, int]:
 
 
 def image_fields(shape: tuple[int, ...]) -> dict[str, Field]:
-    """Fields of images (H, W, C) without labels."""
-    return {"image": Field(dtype="uint8", shape=shape), "key": Field(dtype="uint64", shape=())}
+    """Fields of images (H, W, C) without labels.
+
+    Raises:
+        UserError: they are too large to be packed.
+    """
+    fields = {"image": Field(dtype="uint8", shape=shape), "key": Field(dtype="uint64", shape=())}
+    rows = rows_per_pack(fields)
+    if (size := rows * fields["image"].row_bytes) > LARGEST_PACK:
+        raise UserError(
+            f"images of {'x'.join(map(str, shape))} are too large: {rows} of them, which are "
+            f"loaded at once, take {size / 1e9:.1f} GB; give a smaller size"
+        )
+    return fields
 
 
 def decoder() -> str:
@@ -310,6 +322,14 @@ class _File(Protocol):
 Sample = TypeVar("Sample", bound=_File)
 
 
+def no_memory(sample: _File) -> UserError:
+    """The error for an image that other work left no memory for."""
+    return UserError(
+        f"{full_name(sample.path, sample.member)}: not enough memory to decode it; run the same "
+        "command again with fewer --workers to go on"
+    )
+
+
 def decode_all(
     samples: Sequence[Sample],
     shape: tuple[int, ...],
@@ -324,6 +344,8 @@ def decode_all(
             images[len(good)] = decode_one(sample)
         except Undecodable as error:
             bad.append(BadSample(full_name(sample.path, sample.member), str(error)))
+        except MemoryError:
+            raise no_memory(sample) from None
         else:
             good.append(sample)
     return images[: len(good)], good, bad

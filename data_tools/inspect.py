@@ -19,8 +19,9 @@ from fastvae.data.drawings import Drawings, load
 from fastvae.data_tools.arguments import at_least
 from fastvae.data_tools.forms import Form, form_of
 from fastvae.data_tools.inspect_images import inspect_images
+from fastvae.data_tools.names import shown
 from fastvae.data_tools.pieces import SUFFIXES, expand, pieces
-from fastvae.data_tools.stroke_packing import MANIFEST, SPLITS, readable
+from fastvae.data_tools.stroke_packing import MANIFEST, SPLITS
 from fastvae.errors import UserError
 
 
@@ -111,10 +112,10 @@ def _origin(path: Path) -> None:
         reasons = dict(bad["reasons"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): pack the drawings again") from None
-    shown = ", ".join(names[:3]) + (f", and {len(names) - 3} more" if len(names) > 3 else "")
-    print(f"made from {len(names)} files ({shown}) with {options}")
+    some = shown(", ".join(names[:3])) + (f", and {len(names) - 3} more" if len(names) > 3 else "")
+    print(f"made from {len(names)} files ({some}) with {options}")
     for reason, count in reasons.items():
-        print(f"  {count:,} bad records skipped: {reason}")
+        print(f"  {count:,} bad records skipped: {shown(str(reason))}")
 
 
 def _files(paths: list[Path], most: int) -> None:
@@ -125,7 +126,7 @@ def _files(paths: list[Path], most: int) -> None:
         statistics.add(piece.drawings)
         for record in piece.bad:
             if reasons.total() < most:
-                print(f"bad: {readable(piece.path)}:{record.line}: {record.reason}")
+                print(f"bad: {shown(piece.path)}:{record.line}: {record.reason}")
             reasons[record.reason] += 1
     statistics.show(most)
     if reasons:
@@ -165,7 +166,7 @@ class _Statistics:
         for what, values in self.sizes.items():
             if sum(map(len, values)):
                 print(f"{what:>8} per drawing: {_spread(np.concatenate(values))}")
-        top = self.words.most_common(most)
+        top = [(shown(name), count) for name, count in self.words.most_common(most)]
         width = max((len(name) for name, _ in top), default=0)
         for name, count in top:
             print(f"  {name:<{width}}  {count:,}")

@@ -28,6 +28,7 @@ from fastvae.data_tools.images import (
     gather,
     height_width,
     image_fields,
+    no_memory,
 )
 from fastvae.data_tools.panels import Panel, equal_parts, find_panels
 from fastvae.data_tools.shard_job import (
@@ -118,6 +119,15 @@ def run(args: argparse.Namespace) -> int:
     """Pack the strips and say what came of them."""
     options = build_options(args, default_out(args.sources[0].expanduser()))
     size = height_width(args.panel_size, "--panel-size")
+    make = StripMaker(
+        count=args.panels,
+        size=size,
+        channels=args.channels,
+        resample=args.resample,
+        background=args.background,
+        decoder=decoder(),
+    )
+    fields = image_fields(make.shape)
     found, _, files = gather(args, options, labels=False)
     look = _Look(args.panels, size, args.cut, args.strict)
     every = [
@@ -128,14 +138,6 @@ def run(args: argparse.Namespace) -> int:
     strips = find_all(every, look, args.workers)
     if args.cut == "gutters":
         _tell(strips)
-    make = StripMaker(
-        count=args.panels,
-        size=size,
-        channels=args.channels,
-        resample=args.resample,
-        background=args.background,
-        decoder=decoder(),
-    )
     preprocess: dict[str, Any] = {
         "tool": "strips",
         "panels": args.panels,
@@ -151,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
     built = build(
         options.out,
         {name: [next(rest) for _ in part] for name, part in files.items()},
-        Recipe(fields=image_fields(make.shape), make=make, preprocess=preprocess, slow=True),
+        Recipe(fields=fields, make=make, preprocess=preprocess, slow=True),
         options,
     )
     report(built, options.out, "mnist")
@@ -188,6 +190,8 @@ def _find(task: tuple[Sequence[StripFile], _Look], progress: Progress) -> list[S
             grey = np.asarray(decode_whole(read(strip.path, strip.member), 1, WHITE))
         except Undecodable:  # as the maker will find, and say
             found.append(strip)
+        except MemoryError:
+            raise no_memory(strip) from None
         else:
             found.append(_look_at(strip, grey, look))
         progress.add(1)

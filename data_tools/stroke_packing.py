@@ -28,6 +28,7 @@ from tqdm import tqdm
 import fastvae
 from fastvae.data.drawings import Drawings, DrawingsWriter
 from fastvae.data.splits import key_fraction, split_fractions
+from fastvae.data_tools.names import shown
 from fastvae.data_tools.pieces import Piece, expand, pieces
 from fastvae.errors import UserError, nearest
 
@@ -42,6 +43,8 @@ def is_packed(folder: Path) -> bool:
     """Whether a folder was made here."""
     try:
         return bool(json.loads((folder / MANIFEST).read_bytes())["format"] == FORMAT)
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -186,7 +189,7 @@ class Job:
                             "--on-bad-record skip"
                         )
                     if self.bad_file is not None:
-                        about = {"file": readable(piece.path), **record._asdict()}
+                        about = {"file": shown(piece.path), **record._asdict()}
                         self.bad_file.write(json.dumps(about, ensure_ascii=False) + "\n")
                     self.reasons[record.reason] += 1
                 self.records[str(piece.path)] += len(piece.drawings)
@@ -279,11 +282,6 @@ def _pack(
     return counts
 
 
-def readable(path: Path) -> str:
-    """A path as text that can be written: names need not be UTF-8."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
 def _chain(first: Piece, rest: Iterator[Piece]) -> Iterator[Piece]:
     yield first
     yield from rest
@@ -314,7 +312,7 @@ def _write_manifest(
         "fastvae": fastvae.__version__,
         "files": [
             {
-                "name": readable(Path(path.name)),
+                "name": shown(path.name),
                 "bytes": path.stat().st_size,
                 "kind": job.kinds.get(str(path), path.suffix[1:]),
                 "drawings": job.records[str(path)],

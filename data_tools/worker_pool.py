@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -136,7 +137,8 @@ def _in_processes(
     waiting: deque[Future[Any]] = deque()
     try:
         for task in tasks:
-            waiting.append(pool.submit(_call, work, task))
+            with _without_interrupts():
+                waiting.append(pool.submit(_call, work, task))  # which starts a process at first
             if len(waiting) > 2 * workers:
                 yield _result(waiting, show)
         while waiting:
@@ -146,6 +148,17 @@ def _in_processes(
     finally:
         counter.stop()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back: a process that is started here inherits that, so that it cannot be
+    interrupted before ``_begin`` is reached. This one is told afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _result(waiting: deque[Future[Any]], show: Callable[[], None]) -> Any:
