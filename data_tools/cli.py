@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in _DISK_ERRORS:
             raise
-        where = "the disk" if error.filename is None else os.fsdecode(error.filename)
+        where = "the disk" if error.filename is None else error.filename
         return _bad_input(f"cannot use {where}: {error.strerror or error}")
     assert code is not None
     return code

@@ -52,13 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="FILE", help="labels of a SOURCE that is one file"
     )
     parser.add_argument(
-        "--prefix", default="", help="what the names of the files begin with, before 'train-'"
+        "--prefix", help="what the names of the files in a folder begin with, before 'train-'"
     )
     parser.add_argument(
         "--val", type=share_or_none, default=0.04, help="share for validation (0.04)"
     )
     parser.add_argument(
-        "--test", type=share_or_none, default=0.1, help="share for testing without test files (0.1)"
+        "--test", type=share_or_none, help="share for testing without test files (0.1)"
     )
     add_build_arguments(parser)
 
@@ -66,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Pack the files and say what came of them."""
     source: Path = args.source.expanduser()
-    files = _of_folder(source, args.prefix) if source.is_dir() else _of_file(source, args.labels)
+    files = _files(source, args)
+    test = 0.1 if args.test is None and len(files) == 1 else args.test or 0.0
+    if args.val + test >= 1.0:
+        raise UserError(f"--val {args.val} --test {test}: nothing is left to train on")
     arrays = [read_images(images) for images, _ in files]
     shape = arrays[0].shape[1:]
     for (images, _), array in zip(files, arrays, strict=True):
@@ -82,10 +85,14 @@ def run(args: argparse.Namespace) -> int:
         fields["label"] = Field(dtype="int64", shape=())
         most = max(int(part.max(initial=0)) for part in labels if part is not None)
         classes = tuple(str(number) for number in range(most + 1))
-    u = hash_fraction(identity(arrays[0]))
-    parts = split_fractions(u, args.val, 0.0 if len(files) == 2 else args.test)
+    keys = [identity(array) for array in arrays]
+    parts = split_fractions(hash_fraction(keys[0]), args.val, test)
     splits = {name: [int(i) for i in index] for name, index in parts.items()}
     if len(files) == 2:
+        known = np.isin(keys[0], keys[1])
+        if count := int(known.sum()):
+            print(f"{count:,} training images are also among the test images: left out", flush=True)
+        splits = {name: [i for i in part if not known[i]] for name, part in splits.items()}
         splits["test"] = [len(arrays[0]) + i for i in range(len(arrays[1]))]
     preprocess = {
         "tool": "idx",
@@ -165,11 +172,22 @@ def _labels(pair: Pair, count: int) -> NDArray[np.uint8] | None:
     return labels
 
 
-def _of_file(images: Path, labels: Path | None) -> list[Pair]:
-    for path in (images, labels):
-        if path is not None and not path.is_file():
-            raise UserError(f"no such file: {path}")
-    return [(images, labels)]
+def _files(source: Path, args: argparse.Namespace) -> list[Pair]:
+    """The files that the arguments speak of: of all images, or training and test files."""
+    if not source.is_dir():
+        if args.prefix is not None:
+            raise UserError(f"--prefix is for a folder of idx files; {source} is none")
+        for path in (source, args.labels):
+            if path is not None and not path.is_file():
+                what = "is no regular file" if path.exists() else "is not there: no such file"
+                raise UserError(f"{path} {what}")
+        return [(source, args.labels)]
+    if args.labels is not None:
+        raise UserError(f"--labels is for one file of images; {source} is a folder")
+    files = _of_folder(source, args.prefix or "")
+    if len(files) == 2 and args.test is not None:
+        raise UserError(f"--test: the test split is {files[1][0]} already; leave it out")
+    return files
 
 
 def _of_folder(folder: Path, prefix: str) -> list[Pair]:

@@ -99,7 +99,7 @@ def arrange(listing: Listing, layout: str, *, labels: bool = True) -> Arranged:
     """
     views = [_within_sources(listing), _with_sources(listing)]
     coco, splits = (_coco, views[1:], "coco"), (_by_split, views, "splits")
-    tries: list[tuple[_Read, list[_View], str, _Fits]] = {
+    tries: dict[str, list[tuple[_Read, list[_View], str, _Fits]]] = {
         # What is for evaluation must not get into training because a stray image is there, too.
         # Not by the names of the sources: those of `images photos more.zip` are no classes.
         "auto": [
@@ -113,8 +113,8 @@ def arrange(listing: Listing, layout: str, *, labels: bool = True) -> Arranged:
         "splits": [(*splits, any)],
         "classes": [(_by_class, views, "classes", any)],
         "flat": [],
-    }[layout]
-    found = next(filter(None, (_first(*one) for one in tries)), None)
+    }
+    found = next(filter(None, (_first(*one) for one in tries[layout])), None)
     if found is None and layout not in ("auto", "flat"):
         raise UserError(f"--layout {layout}: {_EXPECTED[layout]}; see --layout auto")
     name, places = found or ("flat", [Place("", "") for _ in listing.entries])

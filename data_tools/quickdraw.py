@@ -11,6 +11,7 @@ import hashlib
 import os
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastvae.config import StrokesConfig
@@ -21,6 +22,20 @@ from fastvae.data_tools.shard_job import WORK, BuildOptions, building_folder, de
 from fastvae.data_tools.shard_job import check_target as check_shards
 from fastvae.data_tools.stroke_packing import BAD_RECORDS, SPLITS, Job, is_packed, pack
 from fastvae.errors import UserError
+
+PACKING = {
+    "kind": "auto",
+    "categories": None,
+    "limit": None,
+    "recognized": False,
+    "val": 0.05,
+    "test": 0.05,
+    "seed": 0,
+    "on_bad_record": "error",
+}
+"""Options of how strokes are packed, with their defaults."""
+DRAWING = {"side": 28, "raster": "fast", "partial": "none"}
+"""Options of how they are drawn."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,25 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bit per pixel (default: strokes)",
     )
     drawn = parser.add_argument_group("with --as images or bits")
-    drawn.add_argument(
-        "--side", type=at_least(1), default=28, metavar="N", help="pixels of the images (28)"
-    )
+    drawn.add_argument("--side", type=at_least(1), metavar="N", help="pixels of the images (28)")
     drawn.add_argument(
         "--raster",
         choices=("fast", "exact", "binary"),
-        default="fast",
         help="as --strokes.raster in training (fast)",
     )
     drawn.add_argument(
         "--partial",
         choices=("none", "strokes", "points", "time", "box"),
-        default="none",
         help="also store a partial drawing of each, cut once, for conditional models (none)",
     )
     parser.add_argument(
         "--kind",
         choices=KINDS,
-        default="auto",
         help="what .ndjson files hold: auto looks at the first record of each; raw drawings are "
         "simplified by Quick, Draw!'s rule and keep their timing (default: auto)",
     )
@@ -94,19 +104,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep N drawings, evenly and at random over the categories",
     )
     parser.add_argument(
-        "--recognized", action="store_true", help="keep only drawings that were recognized"
+        "--recognized",
+        action="store_true",
+        default=None,
+        help="keep only drawings that were recognized",
     )
     for name, use in (("--val", "validation"), ("--test", "testing")):
-        parser.add_argument(
-            name, type=share, default=0.05, help=f"share for {use} (0.05; not for .npz files)"
-        )
-    parser.add_argument(
-        "--seed", type=at_least(0), default=0, help="of the choice that --limit makes (0)"
-    )
+        parser.add_argument(name, type=share, help=f"share for {use} (0.05; not for .npz files)")
+    parser.add_argument("--seed", type=at_least(0), help="of the choice that --limit makes (0)")
     parser.add_argument(
         "--on-bad-record",
         choices=("error", "skip"),
-        default="error",
         help=f"stop at a record that cannot be read, or skip it and list it in {BAD_RECORDS}",
     )
     parser.add_argument(
@@ -123,9 +131,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Pack the files and say what came of them."""
+    first: Path = args.files[0].expanduser()
+    packed = len(args.files) == 1 and is_packed(first)
+    if args.form == "strokes":
+        _refuse(args, DRAWING, "is for --as images or bits; strokes are drawn in training")
+    elif packed:
+        _refuse(args, PACKING, f"is for files of drawings; {first} is packed already")
+    for name, value in (PACKING | DRAWING).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if args.val + args.test >= 1.0:
         raise UserError(f"--val {args.val} --test {args.test}: nothing is left to train on")
-    first: Path = args.files[0].expanduser()
     if args.form == "strokes":
         out = args.out or default_out(first, "strokes")
         job, counts = pack(args, out)
@@ -138,25 +154,23 @@ def run(args: argparse.Namespace) -> int:
     )
     view = StrokesConfig(raster=args.raster, partial=args.partial)
     check_shards(options.out, overwrite=options.overwrite)
-    strokes = first if is_packed(first) and len(args.files) == 1 else _pack_meanwhile(args, options)
+    strokes = first if packed else _pack_meanwhile(args, options)
     built = build_images(strokes, view, args.side, bits=args.form == "bits", options=options)
     report(built, options.out, "quickdraw-vae")
     return 0
 
 
+def _refuse(args: argparse.Namespace, options: Iterable[str], why: str) -> None:
+    """Raise UserError for an option that was given and would change nothing."""
+    for name in options:
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} {why}")
+
+
 def _pack_meanwhile(args: argparse.Namespace, options: BuildOptions) -> Path:
     """Strokes of the files, packed inside the folder that is being built and removed with it at
     the end; those that a run with the same files and options has left are used again."""
-    about = [
-        args.kind,
-        args.categories,
-        args.limit,
-        args.recognized,
-        args.val,
-        args.test,
-        args.seed,
-    ]
-    about += [args.on_bad_record]
+    about = [getattr(args, name) for name in PACKING]
     for path in expand(args.files):
         found = path.stat()
         about.append((str(path.resolve()), found.st_size, found.st_mtime_ns))

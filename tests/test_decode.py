@@ -470,3 +470,13 @@ def test_recipes_are_checked_and_travel() -> None:
     ):
         with pytest.raises(ValueError, match="impossible recipe"):
             ImageRecipe(**wrong)  # type: ignore[arg-type]
+
+
+def test_too_little_memory_is_not_the_fault_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    data = file(photo(8, 8))
+    monkeypatch.setattr(Image, "open", none_left)
+    with pytest.raises(MemoryError):
+        decode(data, ImageRecipe(size=(4, 4)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from fastvae.config import Config, DataConfig, replace
 from fastvae.data.datasets import load_splits
 from fastvae.data.format import read_manifest
+from fastvae.data.idx import read_idx
 from fastvae.data.shards import ShardReader
 from fastvae.data_tools import cli
+from fastvae.errors import UserError
 from tests.shard_cases import contents
 
 SHARED = Path(os.environ.get("FASTVAE_SHARED_DATA") or Path(__file__).parents[2] / "shared/data")
@@ -131,3 +134,57 @@ def test_mnist_itself(tmp_path: Path) -> None:
     assert [manifest.count(name) for name in ("train", "val", "test")] == [57584, 2416, 10000]
     reader = ShardReader(tmp_path / "out", "test")
     assert reader.rows(np.arange(3))["label"].tolist() == [7, 2, 1]
+
+
+def test_test_images_do_not_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_set(tmp_path / "m")
+    images = np.random.default_rng(3).integers(0, 256, (300, 6, 5))
+    write_idx(tmp_path / "m" / "train-images-idx3-ubyte.gz", images)
+    write_idx(tmp_path / "m" / "t10k-images-idx3-ubyte.gz", np.repeat(images[:20], 2, axis=0))
+    assert run("idx", tmp_path / "m") == 0
+    assert "20 training images are also among the test images: left out" in capsys.readouterr().out
+    manifest = read_manifest(tmp_path / "m-shards")
+    assert manifest.count("train") + manifest.count("val") == 280
+    assert manifest.count("test") == 40
+    keys = {}
+    for name in manifest.splits:
+        reader = ShardReader(tmp_path / "m-shards", name)
+        keys[name] = set(reader.rows(np.arange(len(reader)))["key"].tolist())
+    assert not keys["test"] & (keys["train"] | keys["val"])
+
+
+def test_options_that_would_change_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path / "m")
+    one = tmp_path / "m" / "train-images-idx3-ubyte.gz"
+    assert "--labels is for one file" in error_of(capsys, "idx", tmp_path / "m", "--labels", one)
+    assert "--prefix is for a folder" in error_of(capsys, "idx", one, "--prefix", "x-")
+    assert "--test: the test split is" in error_of(capsys, "idx", tmp_path / "m", "--test", 0.2)
+    shares = ("--val", 0.6, "--test", 0.6)
+    assert "nothing is left to train on" in error_of(capsys, "idx", one, *shares)
+    assert run("idx", tmp_path / "m", "--val", 0.95) == 0  # the default of --test does not count
+
+
+def test_no_more_is_unpacked_than_the_header_says(tmp_path: Path) -> None:
+    head = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2, 4, 4)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(head + bytes(64 << 20), 1))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="cut short or too long"):
+        read_idx(tmp_path / "bomb.gz")
+    (tmp_path / "zeros.gz").write_bytes(gzip.compress(bytes(64 << 20), 1))
+    tracemalloc.clear_traces()
+    tracemalloc.reset_peak()
+    for name in ("bomb.gz", "zeros.gz"):
+        with pytest.raises(UserError):
+            read_idx(tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_pipes_are_not_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe.gz")
+    assert "no regular file" in error_of(capsys, "idx", tmp_path / "pipe.gz")
+    with pytest.raises(UserError, match="no regular file"):
+        read_idx(tmp_path / "pipe.gz")

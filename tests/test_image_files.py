@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -23,9 +24,9 @@ from fastvae.data_tools.image_files import (
     full_name,
     list_images,
     read,
-    shown,
 )
 from fastvae.data_tools.image_layouts import ImageSet, arrange, describe, divide
+from fastvae.data_tools.names import shown
 from fastvae.errors import UserError
 
 
@@ -461,3 +462,133 @@ def test_copies_in_a_zip_and_beside_it(tmp_path: Path) -> None:
     (tmp_path / "z.zip").write_bytes(stream.getvalue())
     _, _, files, _ = sorted_out(tmp_path, val=0, test=0)
     assert files == {"train": {"b.png": 0}}
+
+
+# ---------------------------------------------------------------------------------- troubles
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize("member", ["", "a.png"])
+def test_troubles_of_the_disk_stop_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, member: str
+) -> None:
+    """They are not the file's: it must not be listed as bad and left out for ever."""
+    path = zipped(tmp_path / "a.zip", "a.png") if member else fill(tmp_path, "b.png") / "b.png"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", fail)
+    monkeypatch.setattr("builtins.open", fail)
+    if member:
+        monkeypatch.setattr(image_files, "_open_zip", lambda path: zipfile.ZipFile(io.FileIO(path)))
+    with pytest.raises(UserError) as caught:
+        read(str(path), member)
+    said = str(caught.value)
+    assert said.startswith(f"cannot read {full_name(str(path), member)}: {os.strerror(code)}; run")
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP])
+def test_troubles_of_a_file_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    fill(tmp_path, "b.png")
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(Undecodable, match="cannot be read"):
+        read(str(tmp_path / "b.png"), "")
+
+
+def test_too_little_memory_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    fill(tmp_path, "b.png")
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(MemoryError):
+        read(str(tmp_path / "b.png"), "")
+
+
+def test_pipes_are_not_opened(tmp_path: Path) -> None:
+    """To read one would wait for ever."""
+    fill(tmp_path / "in", "a.png")
+    for name in ("in/b.png", "in/c.zip", "d.png", "e.zip"):
+        os.mkfifo(tmp_path / name)
+    assert names(list_images([tmp_path / "in"])) == ["a.png"]
+    for name in ("d.png", "e.zip"):
+        with pytest.raises(UserError, match="neither a folder nor a regular file"):
+            list_images([tmp_path / name])
+        with pytest.raises(Undecodable, match="no regular file"):
+            read(str(tmp_path / name), "a.png" * (name == "e.zip"))
+
+
+def test_missing_is_not_said_where_permission_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        with pytest.raises(UserError) as caught:
+            list_images([tmp_path])
+    assert str(caught.value) == f"cannot read {tmp_path}: Permission denied"
+
+
+@pytest.mark.parametrize("kind", ["shards", "strokes"])
+def test_pictures_of_packed_data_are_not_listed(tmp_path: Path, kind: str) -> None:
+    fill(tmp_path, "a.png", "b/c.png", "b/manifest.json", "out/preview.png", "out/train/d.png")
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps({"format": f"fastvae {kind}"}))
+    listing = list_images([tmp_path])
+    assert names(listing) == ["a.png", "b/c.png"]
+    assert listing.ignored["packed data set, a folder"] == 1
+
+
+def test_members_without_a_name_are_passed_over(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", "b.png")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(zipfile.ZipInfo("x"), "data")
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"PK\1\2")
+    raw[at + 28 : at + 30] = b"\0\0"  # the length of its name ...
+    raw[at + 32 : at + 34] = b"\1\0"  # ... given to the comment
+    path.write_bytes(raw)
+    assert "" in zipfile.ZipFile(path).namelist()
+    assert names(list_images([path])) == ["b.png"]
+
+
+@pytest.mark.parametrize("error", [IndexError("x"), struct.error("x"), EOFError("x")])
+def test_whatever_zipfile_raises_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(path: str) -> None:
+        raise error
+
+    path = zipped(tmp_path / "a.zip", "b.png")
+    monkeypatch.setattr(image_files, "_open_zip", fail)
+    with pytest.raises(UserError, match="cannot be read as a zip"):
+        list_images([path])
+
+
+def test_names_cannot_steer_a_terminal() -> None:
+    assert shown("\x1b[31m\a\x7f\x9b\t\n\u2028 a\xe4") == (
+        "\\x1b[31m\\x07\\x7f\\x9b\\t\\n\\u2028 a\xe4"
+    )
+    assert shown("\ud800") == "\\ud800"  # which no file is called
+
+
+# ---------------------------------------------------------------------------------- strays
+@pytest.mark.parametrize("stray", ["stray.png", "unlabeled2017/u.png", "more/deep/u.png"])
+def test_strays_do_not_mix_evaluation_into_training(tmp_path: Path, stray: str) -> None:
+    for form, train, val in (("coco", "train2017", "val2017"), ("splits", "train", "val")):
+        folder = tmp_path / form
+        fill(folder, *(f"{train}/{n}.png" for n in range(9)), f"{val}/x.png", f"{val}/y.png", stray)
+        layout, classes, files, images = sorted_out(folder)
+        assert (layout, classes) == (form, ())
+        assert {name: len(part) for name, part in files.items()} == {"train": 9, "val": 2}
+        assert "1 images lie outside the folders of this layout: left out" in images.notes
+
+
+def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{name}/{name}{n}.png" for name in ("train", "bus") for n in range(9)))
+    assert sorted_out(tmp_path)[:2] == ("classes", ("bus", "train"))

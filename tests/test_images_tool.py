@@ -7,10 +7,12 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from fastvae.data_tools import cli, images
 from fastvae.data_tools.decode import ImageRecipe, decode
 from fastvae.data_tools.image_layouts import ImageFile
 from fastvae.data_tools.images import ImageMaker, colour
+from fastvae.data_tools.worker_pool import Progress, run_tasks
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FASTVAE_SHARED_DATA") or REPO.parent / "shared" / "data")
@@ -324,3 +327,141 @@ def test_real_photos_go_through(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert sum(manifest.count(split) for split in manifest.splits) == 375
     assert manifest.bad == 0
     assert len(np.unique(rows(tmp_path / "out", "train", "key"))) == manifest.count("train")
+
+
+# ---------------------------------------------------------------------------------- troubles
+def test_sizes_that_no_memory_holds_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png", 1)
+    monkeypatch.setattr(images, "list_images", None)
+    run(tmp_path / "in", "--size", "60000", code=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "images of 60000x60000x3 are too large" in line
+
+
+def test_too_little_memory_names_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    save(tmp_path / "in" / "a.png", 1)
+    save(tmp_path / "in" / "b.png", 2)
+    monkeypatch.setattr(images, "decode", none_left)
+    run(tmp_path / "in", "--val", "0", "--test", "0", "--on-bad-record", "skip", code=2)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "in/a.png: not enough memory" in line
+
+
+def test_pictures_of_packed_data_do_not_train(tmp_path: Path) -> None:
+    for n in range(8):
+        save(tmp_path / f"{n}.png", n)
+    shares = ("--val", "0", "--test", "0", "--size", "8")
+    run(tmp_path, *shares, "--out", tmp_path / "one")
+    save(tmp_path / "one" / "preview.png", 99)
+    run(tmp_path, *shares, "--out", tmp_path / "two")
+    assert read_manifest(tmp_path / "two").count("train") == 8
+
+
+def tool(*words: str | Path, **how: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastvae.data_tools", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"} | how.pop("env", {}),
+        stderr=subprocess.PIPE,
+        **how,
+    )
+
+
+def test_output_that_nobody_reads_is_no_success(tmp_path: Path) -> None:
+    for n in range(4):
+        save(tmp_path / "in" / f"{n}.png", n)
+    reader, writer = os.pipe()
+    os.close(reader)
+    job = tool("images", tmp_path / "in", "--out", tmp_path / "out", stdout=writer)
+    os.close(writer)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 141, said
+    assert not said
+
+
+def test_output_that_is_cut_off_after_the_work_is_no_failure(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    job = tool("doodles", "--out", tmp_path / "out", "--count", "5", stdout=writer)
+    os.close(writer)
+    _, said = job.communicate(timeout=60)
+    assert (job.returncode, said) == (0, b"")
+
+
+def test_names_reach_a_strict_terminal(tmp_path: Path) -> None:
+    """Neither raw, nor as a traceback."""
+    folder = save(tmp_path / "in" / "a.png", 1).parent
+    odd = os.fsencode(tmp_path) + b"/\xff\x1b[31m"
+    try:
+        os.rename(folder, odd)
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    env = {"PYTHONIOENCODING": "ascii:strict"}
+    words = ("--val", "0", "--test", "0", "--size", "8", "--workers", "1")
+    job = tool("images", os.fsdecode(odd), *words, stdout=subprocess.PIPE, env=env)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 0, said
+    job = tool("images", os.fsdecode(odd) + "/no", stdout=subprocess.PIPE, env=env)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert said.endswith(
+        b"no such file or folder: " + os.fsencode(tmp_path) + b"/\\xff\\x1b[31m/no\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), "cannot use /x: Permission denied"),
+        (OSError(28, "No space left on device"), "cannot use the disk: No space left on device"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    expected: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(images, "list_images", fail)
+    run(tmp_path, "--out", tmp_path / "out", code=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+
+
+def test_bugs_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(9, "bad descriptor")
+
+    monkeypatch.setattr(images, "list_images", fail)
+    with pytest.raises(OSError, match="bad descriptor"):
+        cli.main(["images", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def interrupts_blocked(_: int, __: Progress) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_workers_cannot_be_interrupted_while_they_start(aside: bool) -> None:
+    """In any thread; and the parent can be, as before."""
+
+    def start() -> tuple[list[bool], bool]:
+        return list(run_tasks(interrupts_blocked, range(2), 2, 2)), interrupts_blocked(0, None)  # type: ignore[arg-type]
+
+    if aside:
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(start).result()
+    else:
+        found = start()
+    assert found == ([True, True], False)

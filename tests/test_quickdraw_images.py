@@ -98,3 +98,39 @@ def test_bad_input(
     (tmp_path / "b" / "mine").write_text("")
     assert "is there already" in error(files, "--as", "images", "--out", tmp_path / "b")
     assert "strokes" in error(strokes, "--out", tmp_path / "c")  # a folder of strokes, as strokes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--limit", 3), ("--categories", "cat"), ("--recognized",), ("--val", 0.05),
+        ("--test", 0.05), ("--kind", "auto"), ("--seed", 0), ("--on-bad-record", "error"),
+    ],
+)  # fmt: skip
+def test_options_of_packing_are_refused_for_packed_strokes(
+    strokes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...]
+) -> None:
+    """Even with the value that is the default: it may not be what the strokes were packed with."""
+    assert run("quickdraw", strokes, "--as", "bits", "--out", tmp_path / "out", *words) == 2
+    assert f"{words[0]} is for files of drawings" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("--side", 28), ("--raster", "fast"), ("--partial", "none")])
+def test_options_of_drawing_are_refused_for_strokes(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...]
+) -> None:
+    assert run("quickdraw", files, "--out", tmp_path / "out", *words) == 2
+    assert f"{words[0]} is for --as images or bits" in capsys.readouterr().err
+
+
+def test_the_current_folder_as_target(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for form in ("images", "strokes"):
+        (tmp_path / form).mkdir()
+        monkeypatch.chdir(tmp_path / form)
+        words = ["--side", 8] if form == "images" else []
+        assert run("quickdraw", files, "--as", form, "--out", ".", *words, "--workers", 1) == 0
+        monkeypatch.chdir(tmp_path)
+        assert (tmp_path / form / "manifest.json").is_file()

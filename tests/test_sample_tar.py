@@ -447,3 +447,18 @@ def test_reading_imports_neither_torch_nor_webdataset() -> None:
         "assert not {'torch', 'webdataset'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(-5, 6, 5, 1), (0, 6, 5, 1), (4, -6, -5, 1), (2**70, 6, 5, 1), (10**12, 6, 5, 1),
+     (1, 2**22, 2**22, 1), (3, 6, 5, 1), (5, 6, 5, 1)],
+)  # fmt: skip
+def test_packs_that_are_not_what_they_say(shape: tuple[int, ...]) -> None:
+    """Neither counted nor allocated: the size of the member tells."""
+    head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    data = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + head.ljust(117) + b"\n"
+    data += bytes(4 * 30)
+    for use in (lambda tar: tar.count(), lambda tar: list(tar.groups())):
+        with pytest.raises(BadTar, match=r"000000\.image\.npy"):
+            use(sample_tar([("000000.image.npy", data)]))

@@ -227,3 +227,17 @@ def test_real_strips_go_through(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run(SHARED / "strips", "--panel-size", "44", "50", "--channels", "1", "--out", tmp_path / "out")
     assert "71 of 72 cut at gutters, 1 without" in capsys.readouterr().out
     assert read_manifest(tmp_path / "out").count("train") == 72
+
+
+def test_panels_that_are_too_large_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "in" / "a.png")
+    run(tmp_path / "in", "--panel-size", "20000", code=2)
+    assert "too large" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_name_needs_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+    run("/", code=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "give a folder with --out" in line

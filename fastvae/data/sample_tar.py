@@ -18,6 +18,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -137,6 +138,7 @@ class SampleTar:
         self._tar = tar
         self._tally = Tally() if tally is None else tally
         self._digest = digest
+        self._size = 0  # of the current member
 
     def count(self) -> int:
         """Number of samples, by the headers alone."""
@@ -194,6 +196,7 @@ class SampleTar:
                     else:
                         tally.ignored[f".{kind}" if kind else "files without a key"] += 1
                 if named is not None:
+                    self._size = member.size
                     yield named
         except TarDamage as error:
             raise BadTar(f"{self.name}: {error}") from None
@@ -201,20 +204,21 @@ class SampleTar:
     def _load(self, kind: str, key: str, first: int, start: int | None) -> bytes:
         """Contents of the current member; of what is passed over, nothing or the beginning."""
         try:
-            if start is not None and first >= start:
-                return self._tar.read()
             if kind in _PACK:
                 head = self._tar.read(_NPY_HEAD)
-                if start is None or first + self._rows(head, f"{key}.{kind}") <= start:
+                rows = self._rows(head, f"{key}.{kind}", self._size)
+                if start is None or first + rows <= start:
                     return head
                 return head + self._tar.read()
+            if start is not None and first >= start:
+                return self._tar.read()
             return b"" if start is None or kind != "condition.npy" else self._tar.read()
         except TarDamage as error:
             raise BadTar(f"{self.name}: {error}") from None
 
-    def _rows(self, head: bytes, member: str) -> int:
-        """Rows of a pack."""
-        shape, dtype, _ = npy_header(head, f"{self.name}: {member}")
+    def _rows(self, head: bytes, member: str, size: int | None = None) -> int:
+        """Rows of a pack, by the beginning of a member of ``size`` bytes."""
+        shape, dtype, start = npy_header(head, f"{self.name}: {member}")
         if member.endswith(".image.npy") and len(shape) == 2:
             raise BadTar(
                 f"{self.name}: {member} holds packed bits, whose shape only a {MANIFEST} tells",
@@ -223,6 +227,12 @@ class SampleTar:
         if not shape or (member.endswith(".image.npy") and (len(shape) != 4 or dtype != np.uint8)):
             raise BadTar(
                 f"{self.name}: {member} is {dtype} {shape}, not uint8 (N, height, width, channels)",
+                "make the tar again",
+            )
+        whole = all(type(n) is int and n >= 1 for n in shape)
+        if not whole or size not in (None, start + math.prod(shape) * dtype.itemsize):
+            raise BadTar(
+                f"{self.name}: {member} says that it is {dtype} {shape}, which its size belies",
                 "make the tar again",
             )
         return shape[0]

@@ -240,6 +240,6 @@ def _records(data: bytes, at: int) -> dict[str, str]:
 
 
 def _decimal(text: str, at: int) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise TarDamage(f"bad pax header at byte {at:,} (size {text!r})")
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise TarDamage(f"bad pax header at byte {at:,} (size {text[:20]!r})")
     return int(text)

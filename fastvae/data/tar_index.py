@@ -172,7 +172,10 @@ class _Finder:
     def layout_in(self, url: str) -> Layout:
         """The layout of a set, by the first sample of a tar."""
         with closing(OpenTar(url, allow_pipe=self._allow_pipe)) as tar:
-            return layout_of(next(tar.samples.groups()), url, self._channels)
+            first = next(tar.samples.groups(), None)
+            if first is None:
+                raise BadTar(f"{url}: no sample with an image in it", "make the tar again")
+            return layout_of(first, url, self._channels)
 
     def told(self, url: str) -> int:
         """Samples of a tar, by the index beside it; 0 where there is none."""
