@@ -52,6 +52,8 @@ def expand(paths: list[Path]) -> list[Path]:
             files += found
         elif not path.exists():
             raise UserError(f"no such file: {path}")
+        elif not path.is_file():
+            raise UserError(f"{path} is no regular file")
         elif path.suffix == ".npy":
             raise UserError(
                 f"{path} holds images, not strokes: train on a folder of such files with "

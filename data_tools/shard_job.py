@@ -30,6 +30,7 @@ import fastvae
 from fastvae.data import format as shards
 from fastvae.data.drawings import sha256
 from fastvae.data.format import MANIFEST, SPLITS, Field, Manifest, Rows, Shard
+from fastvae.data_tools import names
 from fastvae.data_tools.arguments import at_least
 from fastvae.data_tools.worker_pool import Progress, Stopped, run_tasks
 from fastvae.errors import UserError
@@ -452,12 +453,12 @@ def report(built: Built, shown: Path, preset: str) -> None:
     total = sum(manifest.count(name) for name in manifest.splits)
     high, wide, channels = manifest.fields["image"].shape
     print(
-        f"{shown}: {total:,} images {high}x{wide}x{channels} ({counts}), {number} "
+        f"{names.shown(shown)}: {total:,} images {high}x{wide}x{channels} ({counts}), {number} "
         f"shard{'s' * (number != 1)}, {size / 1e6:,.1f} MB, in {built.seconds:.1f} s"
     )
     if manifest.classes:
-        names = ", ".join(manifest.classes[:6]) + ", ..." * (len(manifest.classes) > 6)
-        print(f"labels: {len(manifest.classes)} classes ({names})")
+        some = ", ".join(manifest.classes[:6]) + ", ..." * (len(manifest.classes) > 6)
+        print(f"labels: {len(manifest.classes)} classes ({some})")
     if built.bad:
         print(f"{len(built.bad):,} samples left out, listed in {shown / BAD_SAMPLES}; the first:")
         for sample in built.bad[:5]:
@@ -465,7 +466,8 @@ def report(built: Built, shown: Path, preset: str) -> None:
     where = shlex.quote(str(shown))
     print(f"look:  fastvae-data inspect {where}; fastvae-data preview {where}")
     shape = f"{channels} {high} {wide}"
+    photos = channels == 3 or manifest.preprocess.get("tool") in ("images", "strips")
     print(
         f"train: fastvae train {preset} --data.source shards --data.root {where} "
-        f"--model.image-shape {shape}" + " --data.binarize none" * (channels == 3)
+        f"--model.image-shape {shape}" + " --data.binarize none" * photos
     )

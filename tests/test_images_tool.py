@@ -388,7 +388,8 @@ def test_output_that_nobody_reads_is_no_success(tmp_path: Path) -> None:
 def test_output_that_is_cut_off_after_the_work_is_no_failure(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    job = tool("doodles", "--out", tmp_path / "out", "--count", "5", stdout=writer)
+    words = ("--out", tmp_path / "out", "--count", "5")
+    job = tool("doodles", *words, stdout=writer, env={"PYTHONUNBUFFERED": ""})
     os.close(writer)
     _, said = job.communicate(timeout=60)
     assert (job.returncode, said) == (0, b"")

@@ -41,7 +41,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--out", str(root / "shards"), "--val", "0.1", "--shard-rows", "400"]
     assert cli.main(["idx", str(root / "idx"), *words]) == 0
     for target, form in (("beton", "beton"), ("tars", "webdataset")):
-        words = ["--out", str(root / target), "--to", form, "--shard-rows", "400"]
+        words = ["--out", str(root / target), "--to", form]
+        words += ["--shard-rows", "400"] if form == "webdataset" else []
         assert cli.main(["convert", str(root / "shards"), *words]) == 0
     return root
 
