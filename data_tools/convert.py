@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fastvae.data.format import Field, Rows
+from fastvae.data.sample_tar import CLASSES
 from fastvae.data.splits import hash_fraction, identity, split_fractions
 from fastvae.data_tools.arguments import share_or_none
-from fastvae.data_tools.sample_sets import CLASSES, SampleSet, in_order, open_sets
+from fastvae.data_tools.sample_sets import SampleSet, in_order, open_sets
 from fastvae.data_tools.shard_job import (
     BadSample,
     BuildOptions,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +12,13 @@ from numpy.typing import NDArray
 
 from fastvae.data.format import SPLITS, Field, Rows, read_manifest
 from fastvae.data.sample_rows import Layout, SampleRows, label_of, layout_of
-from fastvae.data.sample_tar import Group, SampleTar, Tally
+from fastvae.data.sample_tar import Group, SampleTar, Tally, read_classes
 from fastvae.data.shards import ShardReader
 from fastvae.data.tar import TarDamage, TarReader
 from fastvae.data_tools.forms import Form, form_of, split_files, split_of
 from fastvae.errors import UserError
 
 Index = NDArray[np.int64]
-CLASSES = "classes.json"
 
 
 class SampleSet(Protocol):
@@ -219,24 +217,12 @@ class _Place(NamedTuple):
     group: Group
 
 
-def read_classes(folder: Path) -> tuple[str, ...]:
-    """Names of the labels, from a ``classes.json`` beside tars; () where there is none."""
-    path = folder / CLASSES
-    try:
-        names = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} is no list of names")
-    return tuple(names)
-
-
 @contextmanager
 def _opened(path: Path, tally: Tally | None = None) -> Iterator[SampleTar]:
     """A tar, open for one pass; damage is a UserError that names it."""
     try:
+        if not path.is_file():  # a pipe would wait for a writer
+            raise UserError(f"{path} is no regular file")
         with path.open("rb") as file:
             yield SampleTar(TarReader(file, seekable=True), str(path), tally)
     except TarDamage as error:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from fastvae.data import format as shards
 from fastvae.data.beton_layout import description_path, read_description
-from fastvae.data.sample_tar import SIZES
-from fastvae.data_tools.sample_sets import CLASSES
+from fastvae.data.sample_tar import CLASSES, SIZES
 from fastvae.data_tools.shard_job import check_target, locked
 from fastvae.errors import UserError
 

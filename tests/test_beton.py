@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -240,9 +241,69 @@ def test_any_byte(path: Path) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    for bad in (tmp_path / "none.beton", tmp_path):
-        with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"^no such file: .*/none\.beton$"):
+        BetonFile(tmp_path / "none.beton")
+    pipe = tmp_path / "pipe.beton"
+    os.mkfifo(pipe)
+    for bad in (tmp_path, pipe):  # nor does it wait for a writer
+        with pytest.raises(UserError, match=f"^{bad} is no regular file"):
             BetonFile(bad)
+
+
+def test_a_description_that_is_too_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_LARGEST_DESCRIPTION", 10)
+    with pytest.raises(UserError, match=r"train\.beton\.json is too large"):
+        BetonFile(path)
+
+
+def test_a_description_that_is_a_pipe(path: Path) -> None:
+    layout.description_path(path).unlink()
+    os.mkfifo(layout.description_path(path))
+    with pytest.raises(UserError, match=r"train\.beton\.json is no regular file"):
+        BetonFile(path)
+
+
+SHRINKING = """
+import sys, os, numpy, torch
+from pathlib import Path
+from fastvae.data.beton import BetonFile
+from fastvae.data.sources.beton import BetonSource
+from fastvae.errors import UserError
+
+path = Path(sys.argv[1])
+source, file = BetonSource(path), BetonFile(path)
+source.gather(torch.arange(100))
+field = file.field("image")
+os.truncate(path, 600)
+index = numpy.arange(100)
+for read in (
+    lambda: source.gather(torch.arange(100)),
+    lambda: file.take(file.field("label"), index),
+    lambda: file.gather(index),
+    lambda: file.sizes(field),
+    file.sha256,
+):
+    try:
+        read()
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_file_that_shrinks_is_an_error(path: Path, described: bool) -> None:
+    """And not the end of the process: what is mapped there is gone."""
+    size = path.stat().st_size
+    if not described:
+        without_description(path)
+    done = subprocess.run(
+        [sys.executable, "-c", SHRINKING, str(path)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert line.startswith(f"{path} has shrunk from {size:,} to 600 bytes since it was opened")
 
 
 # ---------------------------------------------------------------------------------- description

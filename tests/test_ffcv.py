@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +346,7 @@ def test_an_error_in_its_thread_is_raised_here(
 
 
 def test_a_stuck_thread_is_told(source: FFCVSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "_IDLE", 1.0)
     release = threading.Event()
     stages(source, monkeypatch, release.wait)
     source.follow(iter(batches()))
@@ -357,13 +359,23 @@ def test_a_stuck_thread_is_told(source: FFCVSource, monkeypatch: pytest.MonkeyPa
         release.set()
 
 
+def test_a_sleeping_thread_is_waited_for(
+    source: FFCVSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whose page comes from a slow disk."""
+    stages(source, monkeypatch, partial(time.sleep, 4.0))
+    source.follow(iter(batches()[:1]))
+    given = gather(source, batches()[0])
+    np.testing.assert_array_equal(pixels(given.images), samples(N)["image"][batches()[0]])
+
+
 def test_a_slow_thread_is_waited_for(source: FFCVSource, monkeypatch: pytest.MonkeyPatch) -> None:
     def work() -> None:
         until = time.thread_time() + 0.4
         while time.thread_time() < until:
             pass
 
-    monkeypatch.setattr(adapter, "_IDLE_POLLS", 3)
+    monkeypatch.setattr(adapter, "_IDLE", 0.15)
     monkeypatch.setattr(adapter, "_POLL", 0.05)
     stages(source, monkeypatch, work)
     source.follow(iter(batches()[:1]))

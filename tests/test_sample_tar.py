@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -20,15 +21,18 @@ from PIL import Image
 
 from fastvae.data.sample_rows import Layout, SampleRows, Unlike, layout_of
 from fastvae.data.sample_tar import (
+    CLASSES,
     BadTar,
     OutSample,
     SampleTar,
     Tally,
+    read_classes,
     split_name,
     write_sizes,
     write_tars,
 )
 from fastvae.data.tar import TarReader
+from fastvae.errors import UserError
 from tests.tar_cases import encoded, random_images, tar_bytes, write_set
 
 GREY = random_images(4)
@@ -385,6 +389,31 @@ def test_damaged_images_are_named() -> None:
         members[5] = name, cut
         with pytest.raises(BadTar, match=r"t\.tar: 2\.png cannot be decoded .*: copy the tar"):
             decode(members)
+
+
+def test_errors_come_back_from_workers_as_they_were() -> None:
+    for error in (BadTar("t.tar: bad"), BadTar("t.tar: bad", "mend it")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.what) == (BadTar, str(error), "t.tar: bad")
+
+
+def test_classes_are_read_from_beside_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_classes(tmp_path) == ()
+    path = tmp_path / CLASSES
+    path.write_text('["cat", "d\u00f6g"]', encoding="utf-8")
+    assert read_classes(tmp_path) == ("cat", "d\u00f6g")
+    for text in ('{"cat": 0}', '["cat", 1]', '["cat"', "[" * 100_000, "\udcff"):
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+        with pytest.raises(UserError, match=rf"^{path} is no list of names in JSON: "):
+            read_classes(tmp_path)
+    monkeypatch.setattr("fastvae.data.sample_tar._MOST_CLASSES", 10)
+    path.write_text('["much longer than ten"]')
+    with pytest.raises(UserError, match="is larger than 10 bytes"):
+        read_classes(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is no regular file"):
+        read_classes(tmp_path)
 
 
 def test_a_damaged_tar_is_named() -> None:

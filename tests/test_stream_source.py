@@ -15,10 +15,10 @@ import torch
 from fastvae.data import tar_index, urls
 from fastvae.data.format import Field, write_shard
 from fastvae.data.plan import Plan, evaluation_slices
-from fastvae.data.sample_tar import OutSample, write_tars
+from fastvae.data.sample_tar import CLASSES, OutSample, write_tars
 from fastvae.data.sources import stream
 from fastvae.data.sources.stream import StreamSource
-from fastvae.data.windows import Cursor
+from fastvae.data.windows import Cursor, Windows
 from fastvae.errors import UserError
 from tests.tar_cases import Web, encoded, random_images, serve, tar_bytes, write_set
 
@@ -206,6 +206,81 @@ def test_each_window_is_decoded_once_and_tars_are_opened_once(
     source.close()
     assert len(names) <= 6 + 1 + 2  # tars of this epoch, and of the next one's first window
     assert len(set(names[:6])) == 6
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int | None, int]]:
+    """Windows in the order in which they are decoded."""
+    found: list[tuple[int | None, int]] = []
+    really = Windows._load
+
+    def load(self: Windows, window: tuple[int | None, int]) -> dict[str, np.ndarray]:
+        found.append(window)
+        return really(self, window)
+
+    monkeypatch.setattr(Windows, "_load", load)
+    return found
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 5])
+def test_an_epoch_that_wraps_decodes_its_first_window_again_and_no_other(
+    folder: Path,
+    opened: list[StreamSource],
+    loads: list[tuple[int | None, int]],
+    accumulate: int,
+) -> None:
+    source = StreamSource(str(folder), seed=3, window=30)
+    opened.append(source)
+    p = Plan(n=N, batch_size=10, seed=0, tail="wrap", order=source.order, accumulate=accumulate)
+    for number in range(3):
+        epoch(source, p, number)
+        ahead = {window for window in loads if window[0] == number + 1}
+        assert ahead == {(number + 1, 0)}
+        assert len(source._training._spare) <= 1
+    expected = [(e, w) for e in range(3) for w in (0, 0, 1, 2, 3)]
+    assert sorted(window for window in loads if window != (3, 0)) == expected
+    assert loads.count((3, 0)) == 1
+
+
+def test_a_step_back_that_goes_on_is_followed(
+    folder: Path, opened: list[StreamSource], loads: list[tuple[int | None, int]]
+) -> None:
+    """What had been read ahead before it is given up, and reading ahead begins anew."""
+    source = StreamSource(str(folder), seed=3, window=20)
+    opened.append(source)
+    for window in (0, 1, 2, 3, 0, 1, 2, 3, 4):
+        for _ in range(2):
+            positions = np.arange(20 * window, 20 * window + 9)
+            check(source, torch.from_numpy(source.order.indices(positions, 0)), 0)
+    coming = source._training._coming
+    assert coming is not None
+    coming[1].result(10)
+    assert loads == [(0, w) for w in (0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5)]
+
+
+def test_classes_of_local_folders(
+    folder: Path, tmp_path: Path, web: Web, opened: list[StreamSource]
+) -> None:
+    def classes(*urls: str) -> tuple[str, ...]:
+        opened.append(StreamSource(list(urls), seed=0))
+        return opened[-1].classes
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    for at, place in enumerate((one, other)):
+        place.mkdir()
+        write_tars(place, f"part{at}", [OutSample("a", IMAGES[0], 0)])
+    assert classes(str(one)) == ()
+    (one / CLASSES).write_text('["cat", "dog"]')
+    assert classes(str(one)) == classes(f"file://{one}/part0-000000.tar") == ("cat", "dog")
+    assert classes(str(one), str(other)) == ()
+    (other / CLASSES).write_text('["cat", "dog"]')
+    assert classes(str(one), str(other)) == ("cat", "dog")
+    (other / CLASSES).write_text('["dog", "cat"]')
+    assert classes(str(one), str(other)) == ()
+    assert classes(tars(web, "good")) == ()
+    (other / CLASSES).write_text("{}")
+    with pytest.raises(UserError, match=r"other/classes\.json is no list of names"):
+        classes(str(other))
 
 
 def test_a_small_set_is_decoded_once(folder: Path, opened: list[StreamSource]) -> None:

@@ -202,7 +202,16 @@ def test_what_is_no_tar_is_named(start: bytes, says: str) -> None:
 
 @pytest.mark.parametrize(
     "record",
-    [b"junk", b"8 path=x\n", b"99 path=x\n", b"10 path=xx", b"-9 path=\n", b"12 size=0x1\n"],
+    [
+        b"junk",
+        b"8 path=x\n",
+        b"99 path=x\n",
+        b"10 path=xx",
+        b"-9 path=\n",
+        b"12 size=0x1\n",
+        b"4510 size=" + b"1" * 4499 + b"\n",
+        b"30 size=" + b"1" * 21 + b"\n",
+    ],
 )
 def test_bad_pax_headers_are_damage(record: bytes) -> None:
     data = bytearray(tar_bytes([("p", record), ("a", b"abc")]))

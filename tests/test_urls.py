@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -92,7 +93,7 @@ def test_local_files(tmp_path: Path) -> None:
     stream.file.close()
     with pytest.raises(Missing, match=r"no such file: .*/b\.tar"):
         open_url(str(tmp_path / "b.tar"))
-    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(UserError, match=r" is no regular file: "):
         open_url(str(tmp_path))
 
 
@@ -198,6 +199,19 @@ def test_small_files_need_not_be_there(web: Web) -> None:
         assert urls.read_small(f"{web.url}/{how}") is None
     with pytest.raises(UserError, match="is larger than 1 bytes"):
         urls.read_small(f"{web.url}/good/s.json", most=1)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_what_is_no_regular_file_is_refused(tmp_path: Path, scan: bool) -> None:
+    """A named pipe without a writer, for which opening would wait, among others."""
+    (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "zero.tar").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.tar")
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("folder.tar", "zero.tar", "pipe.tar"):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/{name} is no regular file: "):
+            read(str(tmp_path / name), scan=scan)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # -------------------------------------------------------------------------------------------- pipe

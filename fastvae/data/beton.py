@@ -12,6 +12,7 @@ import hashlib
 import io
 import mmap
 import os
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,9 @@ class BetonFile:
     """A file, mapped into memory, all of whose numbers have been compared with its size.
 
     Raises:
-        UserError: names the file, the field or sample, and what to do.
+        UserError: names the file, the field or sample, and what to do. Also where the file has
+            become shorter since it was opened, when it is read: what is mapped beyond the end of a
+            file kills the process. (One that is cut while it is read is beyond help.)
 
     Args:
         verify: whether the whole file is compared with its SHA-256, where there is a description;
@@ -120,16 +123,31 @@ class BetonFile:
         return UserError(f"{self.path} {what}")
 
     def _map(self) -> mmap.mmap:
-        if not self.path.is_file():
-            raise UserError(f"no such file: {self.path}")
         try:
-            with self.path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                if size < HEADER.itemsize:
-                    raise self._bad(f"is no .beton file ({size} bytes): {AGAIN}")
-                return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait
+        except FileNotFoundError:
+            raise UserError(f"no such file: {self.path}") from None
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
+        try:
+            about = os.fstat(handle)
+            if not stat.S_ISREG(about.st_mode):
+                raise self._bad("is no regular file: name a .beton file itself")
+            if about.st_size < HEADER.itemsize:
+                raise self._bad(f"is no .beton file ({about.st_size} bytes): {AGAIN}")
+            return mmap.mmap(handle, about.st_size, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
+        finally:
+            os.close(handle)
+
+    def _check_size(self) -> None:
+        """UserError where the file is not as long any more as when it was mapped."""
+        size = self._mapped.size()  # of the file, now
+        if size < len(self.data):
+            raise self._bad(
+                f"has shrunk from {len(self.data):,} to {size:,} bytes since it was opened: {AGAIN}"
+            )
 
     def _names(self, described: NDArray[Any]) -> dict[str, Any]:
         """The descriptors by name; their types are known ones."""
@@ -312,6 +330,7 @@ class BetonFile:
         """Samples ``index`` (B,) of a field, verified and copied: (B, *shape)."""
         if len(index) and not 0 <= index.min() <= index.max() < self.n:
             raise IndexError(f"samples {index.min()} to {index.max()} of {self.n}")
+        self._check_size()
         if field.values is not None:
             return field.values[index].astype(field.dtype.newbyteorder("="))
         assert field.pointers is not None
@@ -350,7 +369,8 @@ class BetonFile:
 
     def touch(self, field: BetonField, index: NDArray[np.int64]) -> None:
         """Verify the pages of samples ``index`` (B,) that have not been verified yet; UserError for
-        a damaged one. Without a description nothing can be verified."""
+        a damaged one. Without a description nothing but the length of the file is."""
+        self._check_size()
         if self._seen.all():
             return
         pages = np.unique(self.pages_of(field, index))
@@ -372,6 +392,7 @@ class BetonFile:
     def damaged(self, page: int) -> bool:
         """Whether the bytes of a page are others than those described."""
         assert self.about is not None
+        self._check_size()
         start = self.first_page + page * self.page_bytes
         part = self.data[start : min(start + self.page_bytes, self.table)]
         return zlib.crc32(part.data) != self.about.pages[page]
@@ -386,6 +407,7 @@ class BetonFile:
         if field.name in self._sizes:
             return self._sizes[field.name]
         assert field.pointers is not None
+        self._check_size()
         entries = self.data[self.table :].view(TABLE)
         order = np.argsort(entries["pointer"], kind="stable")
         known = entries["pointer"][order]
@@ -407,6 +429,7 @@ class BetonFile:
 
     def sha256(self) -> str:
         """Of the whole file."""
+        self._check_size()
         return hashlib.sha256(self._mapped).hexdigest()
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,14 @@ def read_description(path: Path) -> Description | None:
     """
     where = description_path(path)
     try:
-        if where.stat().st_size > _LARGEST_DESCRIPTION:
+        about = where.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise UserError(f"{where} is no regular file: move it away")
+        if about.st_size > _LARGEST_DESCRIPTION:
             raise UserError(f"{where} is too large to describe {path.name}: remove it")
         data = json.loads(where.read_bytes())
+    except UserError:  # a ValueError, too
+        raise
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -35,10 +35,13 @@ from PIL import Image
 from fastvae.data import npy
 from fastvae.data.format import MANIFEST, sync_folder
 from fastvae.data.tar import TarDamage, TarReader
+from fastvae.data.urls import read_small
 from fastvae.errors import UserError
 
 SIZES = "sizes.json"
 """Beside tars, by webdataset's convention: {"name.tar": number of samples}."""
+CLASSES = "classes.json"
+"""Beside tars: a list of names of the labels, as ``fastvae-data convert`` writes it."""
 IMAGES = ("png", "jpg", "jpeg", "webp")
 PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
 AGAIN = "copy the tar again from where it came from, or leave it out with --data.on-damage skip"
@@ -47,6 +50,7 @@ _PACK = ("image.npy", "label.npy", "key.npy")
 _USED = {*_PLAIN, *(f"condition.{kind}" for kind in _PLAIN), *_PACK, "cls", "cls.txt", "json"}
 _DOTS = "pack the tar again; what is left of the first dot of a file name tells samples apart"
 _META = re.compile("__[^/]*__($|/)")  # names that webdataset keeps for itself
+_MOST_CLASSES = 1 << 24  # bytes of their names
 _NPY_HEAD = 4096  # bytes; the header of an array is shorter
 
 Header = tuple[tuple[int, ...], np.dtype, int]
@@ -63,6 +67,11 @@ class BadTar(UserError):
     def __init__(self, what: str, fix: str = AGAIN) -> None:
         super().__init__(f"{what}: {fix}")
         self.what = what
+        self._fix = fix
+
+    def __reduce__(self) -> tuple[type[BadTar], tuple[str, str]]:
+        """For pickle, which would take the whole message for ``what``."""
+        return type(self), (self.what, self._fix)
 
 
 class Group(NamedTuple):
@@ -249,6 +258,21 @@ class SampleTar:
         packed = images == ["image.npy"]
         rows = self._rows(data["image.npy"], f"{key}.image.npy") if packed else 1
         return Group(key, data, first, rows)
+
+
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """Names of the labels, from the ``classes.json`` beside tars; () where there is none."""
+    path = folder.absolute() / CLASSES
+    data = read_small(str(path), _MOST_CLASSES)
+    if data is None:
+        return ()
+    try:
+        names = json.loads(data)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} is no list of names in JSON: mend it, or take it away")
+    return tuple(names)
 
 
 def npy_header(data: bytes, name: str) -> Header:

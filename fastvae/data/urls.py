@@ -19,6 +19,7 @@ import re
 import select
 import signal
 import ssl
+import stat
 import subprocess
 import threading
 import time
@@ -184,13 +185,16 @@ def open_url(
         body = _Http(url, stop)
         return Stream(io.BufferedReader(body, _BUFFER), False, body.size)
     try:
-        file = path.open("rb", buffering=_SCAN_BUFFER if scan else _BUFFER)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait for a writer
     except FileNotFoundError:
         raise Missing(f"no such file: {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    seekable = file.seekable()
-    return Stream(file, seekable, os.fstat(file.fileno()).st_size if seekable else None)
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(handle)
+        raise UserError(f"{path} is no regular file: tars are read more than once, from files")
+    return Stream(open(handle, "rb", _SCAN_BUFFER if scan else _BUFFER), True, about.st_size)
 
 
 def read_small(url: str, most: int = 64 << 20) -> bytes | None:
@@ -380,7 +384,13 @@ def _seconds(text: str) -> float:
 
 
 class _Pipe(io.RawIOBase):
-    """What a shell command prints."""
+    """What a shell command prints.
+
+    The command and all that it starts end when this is closed. Where the process itself is killed
+    (SIGKILL) nobody can end them: a command then ends by itself when it next prints something,
+    since nobody reads that; one that waits for something else goes on. (Linux could tie a command
+    to the thread that starts it, but here that thread may end while another reads on.)
+    """
 
     def __init__(self, url: str, stop: threading.Event) -> None:
         self.url = url

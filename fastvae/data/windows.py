@@ -2,7 +2,8 @@
 
 A stream is the samples of all tars in the order of an epoch. It is cut into windows of equal size;
 the latest window that was asked for lies in memory, and while a reader goes from one window to the
-next, one thread decodes the following one.
+next, one thread decodes the following one. A step back (to the first window, where an epoch ends
+with some of its first samples) leaves that one as it is.
 """
 
 from __future__ import annotations
@@ -147,7 +148,10 @@ class Windows:
         until the next call: the room is used again."""
         if window not in self._ready:
             rows = self._receive() if self._coming and self._coming[0] == window else None
-            if rows is None:
+            if rows is None and self._coming and window < self._coming[0]:
+                self._keep(1)
+                rows = self._step_back(window, self._coming[1])
+            elif rows is None:
                 self._call_off()
                 self._keep(1)
                 rows = self._load(window)
@@ -155,12 +159,16 @@ class Windows:
         return self._ready[window]
 
     def settle(self, windows: list[Window]) -> None:
-        """Be told that these have been used: keep the last, and begin with the one after it."""
+        """Be told that these have been used, in this order: keep the last, and begin with the one
+        after it."""
         self._ready[windows[-1]] = self._ready.pop(windows[-1])  # the youngest
         self._keep(1)
-        in_order = windows[0] in (self._latest, self._after(self._latest))
+        goes_on = windows[0] == self._after(self._latest)
+        in_order = (goes_on or windows[0] == self._latest) and windows[0] <= windows[-1]
         self._latest = windows[-1]
         following = self._after(self._latest)
+        if goes_on and self._coming is not None and self._coming[0] != following:
+            self._call_off()  # what was left by a step back that was none
         if self._coming is None and in_order and following is not None:
             self._coming = following, self._thread.submit(lambda: self._load(following))
 
@@ -211,6 +219,16 @@ class Windows:
             self._stop.clear()
             if future.exception() is None:
                 self._release(future.result())
+
+    def _step_back(self, window: Window, coming: Future[Rows]) -> Rows:
+        """Decode a window before the one that comes, which is kept, with its place in the tars."""
+        self._thread.wait(coming)  # it uses what is used here
+        kept, self._cursor = self._cursor, None
+        try:
+            return self._load(window)
+        finally:
+            self._drop_cursor()
+            self._cursor = kept
 
     def _load(self, window: Window) -> Rows:
         epoch, number = window

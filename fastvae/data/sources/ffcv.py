@@ -51,7 +51,7 @@ NEEDS = (
 _SEGMENT = 256  # batches that FFCV is told of at once
 _AHEAD = 3  # batches that lie ready
 _POLL = 0.2  # seconds between two looks at the thread
-_IDLE_POLLS = 15  # looks at a thread that sleeps and does nothing, after which it is stuck
+_IDLE = 30.0  # seconds that a thread may sleep and do nothing, as while a disk is slow
 _LONGEST = 300.0  # seconds for a batch in any case
 
 
@@ -135,7 +135,8 @@ class FFCVSource(BetonSource):
 
     def _take(self) -> tuple[Tensor, ...]:
         """What the thread has made next; RuntimeError where it died, or does nothing."""
-        thread, began, idle, before = self._epoch, time.monotonic(), 0, ""
+        thread, before = self._epoch, ""
+        began = active = time.monotonic()
         while True:
             ended = not thread.is_alive()
             try:
@@ -145,12 +146,12 @@ class FFCVSource(BetonSource):
                 pass
             if ended:
                 raise RuntimeError(f"{self.file.path}: FFCV failed: {thread.failure!r}")
-            now = _activity(thread.native_id)
-            idle, before = (idle + 1 if now == before else 0), now
-            if idle >= _IDLE_POLLS or time.monotonic() - began > _LONGEST:
+            now, seen = time.monotonic(), _activity(thread.native_id)
+            active, before = (active if seen == before else now), seen
+            if now - active >= _IDLE or now - began > _LONGEST:
                 raise RuntimeError(
-                    f"{self.file.path}: FFCV is stuck: no batch for "
-                    f"{time.monotonic() - began:.0f} s; use --data.source beton"
+                    f"{self.file.path}: FFCV is stuck: no batch for {now - began:.0f} s; use "
+                    "--data.source beton"
                 )
         if item is None:
             raise RuntimeError(f"{self.file.path}: FFCV ended before all batches were read")

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastvae.data.order import WindowOrder
+from fastvae.data.sample_tar import read_classes
 from fastvae.data.sources import Samples
 from fastvae.data.tar_index import index_tars
-from fastvae.data.urls import expand
+from fastvae.data.urls import expand, local_path
 from fastvae.data.windows import Thread, Windows
 
 WINDOW = 16384
@@ -49,6 +50,8 @@ class StreamSource:
             damaged ones are left out, the same on every rank that is given the same bytes.
 
     Attributes:
+        classes: from the ``classes.json`` beside local tars; () where there is none, or where there
+            are several that differ.
         order: for the plan of training.
         fingerprint: hash of what is known without decoding: of each tar its file name, number of
             samples, bytes, and (where it was counted here) names and sizes of its members; neither
@@ -57,7 +60,6 @@ class StreamSource:
         lost: samples in them, as far as that is known.
     """
 
-    classes: tuple[str, ...] = ()
     preprocess: Mapping[str, Any] = MappingProxyType({})
     resident = None
     device = torch.device("cpu")
@@ -72,8 +74,10 @@ class StreamSource:
         channels: int | None = None,
         on_damage: Literal["raise", "skip"] = "raise",
     ) -> None:
+        named = expand(urls, allow_pipe=allow_pipe)
+        self.classes = _classes(named)
         index = index_tars(
-            expand(urls, allow_pipe=allow_pipe),
+            named,
             channels=channels,
             allow_pipe=allow_pipe,
             on_damage=on_damage,
@@ -113,7 +117,7 @@ class StreamSource:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the windows that are held at once."""
+        """Bytes of the windows that are held at once (one more for a moment, after a step back)."""
         return self.order.window * self._layout.row_bytes * (1 if self._fits else 2)
 
     def __len__(self) -> int:
@@ -145,7 +149,8 @@ class StreamSource:
         windows.check()
         out = self._room(len(chosen), pin)
         which, slot = np.divmod(self.order.numbers(chosen, epoch), windows.size)
-        asked = [(epoch, number) for number in np.unique(which).tolist()]
+        numbers, first = np.unique(which, return_index=True)
+        asked = [(epoch, number) for number in numbers[np.argsort(first)].tolist()]
         for window in asked:
             rows = windows.get(window)
             for name, tensor in out.items():
@@ -179,3 +184,11 @@ class StreamSource:
         self._thread.close(_LAST_WAIT)
         for windows in (self._natural, self._training):
             windows.close()
+
+
+def _classes(urls: list[str]) -> tuple[str, ...]:
+    """Names of the labels in tars, where all of their folders say the same."""
+    paths = [local_path(url) for url in urls]
+    folders = dict.fromkeys(None if path is None else path.parent for path in paths)
+    found = {() if folder is None else read_classes(folder) for folder in folders}
+    return found.pop() if len(found) == 1 else ()
