@@ -107,13 +107,6 @@ def gather_bits(
     _run(_bits, first, address, row_bytes, index, out, threads)
 
 
-def packs_of(first: Index, index: Index) -> Index:
-    """The packs that rows ``index`` (B,) lie in: (B,) int64. first: (P + 1,) int64."""
-    found: Index = np.empty(len(index), dtype=np.int64)
-    _find(first, index, np.zeros(len(first) - 1, dtype=np.uint8), found)
-    return found
-
-
 def untouched(first: Index, index: Index, seen: NDArray[np.uint8]) -> Index:
     """The packs that rows ``index`` lie in and whose ``seen`` is 0: (K,) int64, ascending.
 

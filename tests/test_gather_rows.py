@@ -16,7 +16,6 @@ from fastvae.kernels.gather_rows import (
     gather_bits,
     gather_numbered,
     gather_packs,
-    packs_of,
     untouched,
 )
 
@@ -71,7 +70,9 @@ def test_equals_numpy(sizes: list[int], row_bytes: int) -> None:
 def test_packs_of(sizes: list[int]) -> None:
     first = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     expected = np.repeat(np.arange(len(sizes)), sizes)
-    np.testing.assert_array_equal(packs_of(first, np.arange(first[-1])), expected)
+    none = np.zeros(len(sizes), dtype=np.uint8)
+    found = [untouched(first, np.array([i]), none).tolist() for i in range(first[-1])]
+    assert found == [[pack] for pack in expected.tolist()]
 
 
 def test_untouched_packs_in_order_and_once_each() -> None:
@@ -135,7 +136,7 @@ def test_an_index_outside_is_an_error_and_copies_nothing(bad: int) -> None:
     for call in (
         lambda: gather_packs(packed.first, packed.address, 8, index, out),
         lambda: gather_at(every, 8, index, out),
-        lambda: packs_of(packed.first, index),
+        lambda: untouched(packed.first, index, np.zeros(len(packed.first) - 1, np.uint8)),
         lambda: untouched(packed.first, index, seen),
     ):
         with pytest.raises(IndexError, match=rf"^index\[1\] = {bad} is outside 0\.\.49$"):
@@ -149,9 +150,10 @@ def test_no_rows_at_all() -> None:
     nothing, none = np.zeros(0, dtype=np.int64), np.zeros((0, 5), dtype=np.uint8)
     gather_packs(np.zeros(1, dtype=np.int64), nothing, 5, nothing, none, 3)
     gather_at(nothing, 5, nothing, none)
-    assert len(packs_of(np.zeros(1, dtype=np.int64), nothing)) == 0
+    none = np.zeros(0, dtype=np.uint8)
+    assert len(untouched(np.zeros(1, dtype=np.int64), nothing, none)) == 0
     with pytest.raises(IndexError):
-        packs_of(np.zeros(3, dtype=np.int64), np.zeros(1, dtype=np.int64))
+        untouched(np.zeros(3, np.int64), np.zeros(1, np.int64), np.zeros(2, np.uint8))
     with pytest.raises(IndexError):
         gather_at(nothing, 5, np.zeros(1, dtype=np.int64), np.zeros((1, 5), dtype=np.uint8))
 

@@ -89,13 +89,6 @@ class Field:
             return np.packbits(values.reshape(len(values), -1) >= 128, axis=1)
         return np.ascontiguousarray(values, self.stored_dtype)
 
-    def from_stored(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """The inverse; with bits, 0 and 255."""
-        if not self.bits:
-            return stored.astype(self.dtype, copy=False)
-        flat = np.unpackbits(stored, axis=1, count=math.prod(self.shape))
-        return (flat * np.uint8(255)).reshape(len(stored), *self.shape)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
