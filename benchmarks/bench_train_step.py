@@ -28,7 +28,7 @@ from benchmarks.measure import DEVICE, ON_GPU
 from fastvae.config import Config, replace
 from fastvae.engine.distributed import World
 from fastvae.engine.metrics import Stopwatch
-from fastvae.models import build_model
+from fastvae.models import Inputs, build_model
 from fastvae.presets import get_preset
 from fastvae.train import make_step, train_step
 from fastvae.trainer import build
@@ -81,7 +81,7 @@ def plain(config: Config) -> Callable[[], None]:
     def run() -> None:
         for batch in itertools.islice(batches, STEPS):
             x = batch.to(DEVICE)
-            mean, logvar = model.encoder(x)
+            mean, logvar = model.posterior(Inputs(x))
             z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
             nll = F.binary_cross_entropy_with_logits(model.decoder(z), x, reduction="sum")
             kl = -0.5 * torch.sum(1 + logvar - mean.pow(2) - logvar.exp())

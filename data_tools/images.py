@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
         ),
         options,
     )
-    report(built, options.out, "mnist")
+    report(built, options.out, args.system or "coco64")
     return 0
 
 

@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
         Recipe(fields=fields, make=make, preprocess=preprocess, slow=True),
         options,
     )
-    report(built, options.out, "mnist")
+    report(built, options.out, "strips")
     return 0
 
 

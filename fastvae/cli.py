@@ -12,7 +12,9 @@ from fastvae.errors import UserError, nearest
 COMMANDS = {
     "train": ("fastvae.train", "train a preset, a TOML file, or go on with a run folder"),
     "evaluate": ("fastvae.evaluate", "ELBO, importance-weighted bound, active units of a run"),
+    "export": ("fastvae.export", "write encoder and decoder as ONNX, TorchScript or safetensors"),
     "presets": ("fastvae.presets.__main__", "list the presets"),
+    "models": ("fastvae.models.__main__", "list the parts of models: networks, priors, objectives"),
 }
 
 

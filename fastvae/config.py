@@ -26,39 +26,90 @@ def _require(ok: bool, name: str, value: object, expected: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What is trained: encoder x prior x decoder x likelihood."""
+    """What is trained: encoder x prior x decoder x likelihood (`fastvae models` lists them all)."""
 
+    kind: str = "vae"
+    """vae, vq (vector-quantised latents) or hvae (a hierarchy of latents, top down)."""
     encoder: str = "conv"
-    """Network that maps an image to the posterior's mean and log variance: conv or mlp."""
+    """Network from images to the posterior: conv, mlp, resnet, vgg, larsen, panels, arch, genzoo."""
     decoder: str = "conv"
-    """Network that maps a latent vector to the likelihood's parameters: conv or mlp."""
+    """Network from latents to the likelihood's parameters: the same names, and unet."""
     prior: str = "standard"
-    """Prior over latents: standard (a unit Gaussian)."""
+    """Prior over latents: standard (a unit Gaussian), conditional (learned, given the condition or
+    the label), vamp (mixture of posteriors of learned pseudo-inputs) or mog (mixture of
+    Gaussians)."""
     likelihood: str = "bernoulli"
-    """Pixel likelihood: bernoulli (on logits)."""
+    """Pixel likelihood: bernoulli (on logits), continuous_bernoulli, gaussian or dlogistic."""
     image_shape: tuple[int, int, int] = (1, 28, 28)
     """Channels, height and width of an image, in pixels."""
     latent_dim: int = 20
     """Number of latent dimensions."""
     channels: tuple[int, ...] = (32, 64)
-    """conv: feature channels after each halving of the image side, from the image inwards."""
+    """Feature channels of each level, from the image inwards (conv: after each halving)."""
     encoder_blocks: int = 0
-    """conv: residual blocks of the encoder at the smallest side."""
+    """Residual blocks of the encoder (conv: at the smallest side; resnet, panels: per level)."""
     decoder_blocks: int = 1
-    """conv: residual blocks of the decoder at the smallest side."""
+    """Residual blocks of the decoder (conv: at the smallest side; resnet, panels: per level)."""
     hidden: tuple[int, ...] = (256,)
-    """Widths of the fully connected layers between features and latents, from the image inwards."""
+    """Widths of the fully connected layers between features and latents, from the image inwards
+    (resnet, panels: empty = one layer)."""
     hidden_blocks: int = 1
     """Residual fully connected blocks at the innermost width."""
+    activation: Literal["silu", "relu", "leaky_relu", "tanh", "elu"] = "silu"
+    """mlp, conv, resnet: the nonlinearity."""
+    norm: Literal["none", "batch", "group"] = "none"
+    """Normalisation of resnet, larsen, panels and genzoo: batch statistics (as the original
+    systems), groups of channels of each image by itself, or none."""
+    pool: Literal["max", "average"] = "max"
+    """vgg: how the encoder halves the side."""
     input_mean: float = 0.5
     """Subtracted from pixels in [0, 1] before the encoder."""
     input_std: float = 0.5
     """Pixels are divided by this before the encoder."""
     dropout: float = 0.0
     """Probability of dropping a hidden feature while training, 0 to 1 (0 = off)."""
+    clamp_mean: tuple[float, float] | None = None
+    """Bounds of the posterior's mean (no gradient passes where they bind)."""
+    clamp_logvar: tuple[float, float] | None = None
+    """Bounds of the posterior's log variance."""
+    condition: Literal["none", "image"] = "none"
+    """What the model is given besides: none, or an image (a partial drawing: see
+    strokes.partial)."""
+    conditioning: Literal["none", "film", "concat", "skip"] = "none"
+    """How the decoder sees the condition: not at all (only latents know of it), features scaled and
+    shifted by it (FiLM), its pixels as further channels of the first feature map, or features of
+    every size (skip: decoder unet)."""
+    classes: int = 0
+    """Class-conditional: number of classes of the labels that encoder and decoder are given
+    (0 = labels are not used)."""
+    label_dim: int = 16
+    """Size of a class's learned embedding."""
+    components: int = 128
+    """mog: Gaussians of the mixture; vamp: pseudo-inputs."""
+    gaussian_std: float = 1.0
+    """gaussian: standard deviation of a pixel, in units of the range 0 to 1 (the starting value
+    where it is learned)."""
+    gaussian_scale: Literal["fixed", "shared", "pixel"] = "fixed"
+    """gaussian: that deviation is fixed, learned as one number, or given by the decoder for each
+    value."""
+    mixtures: int = 5
+    """dlogistic: logistics in the mixture of each value."""
+    codes: int = 512
+    """vq: entries of the codebook."""
+    code_dim: int = 64
+    """vq: length of a codebook entry."""
+    code_decay: float = 0.99
+    """vq: decay per step of the averages that the codebook follows."""
+    commitment: float = 0.25
+    """vq: weight of the term that keeps the encoder near its codes."""
+    group_latents: int = 8
+    """hvae: latent channels of each top-down block."""
+    arch_encode: tuple[tuple[int, int, int, int], ...] = ()
+    """arch: encoder layers from the image inwards: filters, kernel, stride down, stride across."""
+    arch_decode: tuple[tuple[int, int, int, int], ...] = ()
+    """arch: decoder layers from the latents outwards, alike (empty = the encoder's, mirrored)."""
 
     def __post_init__(self) -> None:
-        _require(self.latent_dim > 0, "model.latent_dim", self.latent_dim, "a positive integer")
         shape_ok = len(self.image_shape) == 3 and min(self.image_shape) > 0
         _require(shape_ok, "model.image_shape", self.image_shape, "three positive integers")
         _require(
@@ -67,16 +118,43 @@ class ModelConfig:
             self.channels,
             "one or more positive integers",
         )
-        for name in ("encoder_blocks", "decoder_blocks", "hidden_blocks"):
+        for name in ("encoder_blocks", "decoder_blocks", "hidden_blocks", "classes"):
             value = getattr(self, name)
             _require(value >= 0, f"model.{name}", value, "0 or more")
-        widths_ok = len(self.hidden) > 0 and min(self.hidden) > 0
-        _require(widths_ok, "model.hidden", self.hidden, "one or more positive integers")
+        for name in ("latent_dim", "label_dim", "components", "mixtures", "codes", "code_dim"):
+            value = getattr(self, name)
+            _require(value > 0, f"model.{name}", value, "a positive integer")
+        _require(self.group_latents > 0, "model.group_latents", self.group_latents, "1 or more")
+        widths_ok = min(self.hidden, default=1) > 0
+        _require(widths_ok, "model.hidden", self.hidden, "positive integers")
         mean_ok = math.isfinite(self.input_mean)
         _require(mean_ok, "model.input_mean", self.input_mean, "a finite number")
-        std_ok = 0 < self.input_std < math.inf
-        _require(std_ok, "model.input_std", self.input_std, "more than 0, finite")
+        for name in ("input_std", "gaussian_std"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"model.{name}", value, "more than 0, finite")
         _require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "0 <= dropout < 1")
+        decay_ok = 0.0 <= self.code_decay < 1.0
+        _require(decay_ok, "model.code_decay", self.code_decay, "0 <= value < 1")
+        commitment_ok = 0.0 <= self.commitment < math.inf
+        _require(commitment_ok, "model.commitment", self.commitment, "0 or more")
+        for name in ("clamp_mean", "clamp_logvar"):
+            bounds = getattr(self, name)
+            ok = bounds is None or -math.inf < bounds[0] < bounds[1] < math.inf
+            _require(ok, f"model.{name}", bounds, "two finite numbers, the lower one first")
+        for name in ("arch_encode", "arch_decode"):
+            for number, layer in enumerate(getattr(self, name), start=1):
+                where = f"model.{name}, layer {number}"
+                _require(min(layer) > 0, where, layer, "positive integers")
+        if self.condition == "none" and self.conditioning != "none":
+            raise UserError(
+                f"model.conditioning = {self.conditioning!r} but there is no condition: set "
+                "--model.condition image"
+            )
+        if self.prior == "conditional" and self.condition == "none" and not self.classes:
+            raise UserError(
+                "model.prior = 'conditional' needs something to depend on: set --model.condition "
+                "image or --model.classes N"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +194,8 @@ class DataConfig:
     """Share of the training images held out for validation, 0 to 1, chosen by a hash of content."""
     test_fraction: float = 0.1
     """Share held out for testing, 0 to 1 (only data sets without a test set of their own)."""
+    flip: bool = False
+    """Training images are mirrored left to right, each with probability 1/2, anew in each epoch."""
     tail: Literal["drop", "wrap"] = "drop"
     """Last images of an epoch that do not fill a batch: drop them, or wrap round to the start."""
     resident: Literal["auto", "ram", "device"] = "auto"
@@ -194,9 +274,10 @@ class KLConfig:
 
     beta: float = 1.0
     """Final weight of the KL term (1 = the evidence lower bound)."""
-    schedule: Literal["constant", "linear", "cosine", "cyclical", "piecewise"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "cyclical", "piecewise", "lines"] = "constant"
     """constant: beta throughout; linear, cosine: from start to beta over warmup; cyclical: that
-    ramp `cycles` times over, each taking `ramp` of its cycle; piecewise: steps at `points`."""
+    ramp `cycles` times over, each taking `ramp` of its cycle; piecewise: steps at `points`; lines:
+    straight lines between `points` (two points of one time make a step)."""
     start: float = 0.0
     """Weight at the beginning of a ramp (linear, cosine, cyclical)."""
     warmup: float = 0.0
@@ -206,7 +287,7 @@ class KLConfig:
     ramp: float = 0.5
     """Share of each cycle spent on the ramp, 0 to 1 (cyclical)."""
     points: tuple[tuple[float, float], ...] = ()
-    """Pairs (time in `unit`s, beta) from which on that beta holds (piecewise)."""
+    """Pairs (time in `unit`s, beta): from then on that beta holds (piecewise), or corners (lines)."""
     unit: Unit = "epoch"
     """Unit of warmup and points: epoch or step. Values change at every step in either unit."""
     free_bits: float = 0.0
@@ -218,19 +299,62 @@ class KLConfig:
             _require(value >= 0 and math.isfinite(value), f"kl.{name}", value, "0 or more")
         _require(self.cycles >= 1, "kl.cycles", self.cycles, "1 or more")
         _require(0.0 < self.ramp <= 1.0, "kl.ramp", self.ramp, "0 < ramp <= 1")
-        if self.schedule == "piecewise":
+        if self.schedule in ("piecewise", "lines"):
             _require(len(self.points) > 0, "kl.points", self.points, "at least one (time, beta)")
-            times = [t for t, _ in self.points]
-            ascending = all(a < b for a, b in itertools.pairwise(times))
+            pairs = list(itertools.pairwise(t for t, _ in self.points))
+            steps = self.schedule == "lines"  # where a time may come twice
+            ascending = all(a < b or (steps and a == b) for a, b in pairs)
             _require(ascending, "kl.points", self.points, "times in ascending order")
             values_ok = all(0 <= v < math.inf for point in self.points for v in point)
             _require(values_ok, "kl.points", self.points, "times and betas of 0 or more, finite")
         elif self.points:
             raise UserError(
-                f"kl.points is set but kl.schedule is {self.schedule!r}: set kl.schedule=piecewise"
+                f"kl.points is set but kl.schedule is {self.schedule!r}: set kl.schedule=piecewise "
+                "or lines"
             )
         if self.schedule in ("linear", "cosine"):
             _require(self.warmup > 0, "kl.warmup", self.warmup, "more than 0 for this schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is minimised. Weight and schedule of the KL term are in [kl]."""
+
+    kind: Literal["elbo", "iwae", "tc", "mmd"] = "elbo"
+    """elbo: nll + beta kl; iwae: the importance-weighted bound; tc: the KL split into mutual
+    information, total correlation (weighted by kl.beta) and the latents' own KL (beta-TC-VAE);
+    mmd: elbo plus the maximum mean discrepancy between latents and prior (InfoVAE)."""
+    samples: int = 1
+    """Posterior samples per image (K): averaged over (elbo, tc, mmd) or weighted (iwae)."""
+    capacity: float = 0.0
+    """elbo: nats that the KL is drawn towards, loss = nll + beta |kl - capacity| (Burgess et al.
+    2018); 0 = off."""
+    capacity_warmup: float = 0.0
+    """The capacity grows from 0 to its value over this many epochs."""
+    mi_weight: float = 1.0
+    """tc: weight of the mutual information between image and latents."""
+    dimension_weight: float = 1.0
+    """tc: weight of each latent's own KL."""
+    mmd_weight: float = 100.0
+    """mmd: weight of the squared discrepancy (InfoVAE's alpha + lambda - 1; kl.beta = 1 - alpha)."""
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 1, "objective.samples", self.samples, "1 or more")
+        for name in (
+            "capacity",
+            "capacity_warmup",
+            "mi_weight",
+            "dimension_weight",
+            "mmd_weight",
+        ):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"objective.{name}", value, "0 or more, finite")
+        if self.kind == "iwae" and self.samples == 1:
+            raise UserError(
+                "objective.kind = 'iwae' with 1 sample is the ELBO: set --objective.samples 50"
+            )
+        if self.capacity and self.kind != "elbo":
+            raise UserError(f"objective.capacity is for the elbo, not for {self.kind}: set it to 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,9 +373,9 @@ class OptimConfig:
     """Added to the denominator of the update."""
     weight_decay: float = 0.0
     """Weight decay of matrices and convolutions (biases and norms are left out)."""
-    schedule: Literal["constant", "cosine", "step", "exponential"] = "cosine"
+    schedule: Literal["constant", "cosine", "step", "exponential", "piecewise"] = "cosine"
     """Learning rate after the warm-up: constant; cosine down to final_lr; step: times gamma every
-    period; exponential: times gamma per period, smoothly."""
+    period; exponential: times gamma per period, smoothly; piecewise: as `rates` say."""
     warmup: float = 1.0
     """Linear warm-up from 0 to lr, in `unit`s."""
     final_lr: float = 0.0
@@ -260,8 +384,15 @@ class OptimConfig:
     """Length of one decay period in `unit`s (step, exponential)."""
     gamma: float = 0.5
     """Decay factor per period (step, exponential)."""
+    rates: tuple[tuple[float, float], ...] = ()
+    """Pairs (time in `unit`s, share of lr): from then on that rate holds (piecewise)."""
     unit: Unit = "epoch"
-    """Unit of warmup and period: epoch or step. The rate changes at every step in either unit."""
+    """Unit of warmup, period and rates: epoch or step. The rate changes at every step in either
+    unit."""
+    encoder_rate: float = 1.0
+    """Learning rate of the encoder, as a multiple of lr."""
+    decoder_rate: float = 1.0
+    """Learning rate of the decoder, as a multiple of lr."""
     clip_norm: float = 0.0
     """Largest global gradient norm; larger gradients are scaled down to it (0 = off)."""
     ema_decay: float = 0.0
@@ -278,8 +409,22 @@ class OptimConfig:
         for name in ("eps", "weight_decay", "warmup", "final_lr", "clip_norm"):
             value = getattr(self, name)
             _require(value >= 0 and math.isfinite(value), f"optim.{name}", value, "0 or more")
+        for name in ("encoder_rate", "decoder_rate"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"optim.{name}", value, "more than 0 (stages freeze)")
         _require(self.period > 0, "optim.period", self.period, "more than 0")
         _require(0 < self.gamma <= 1, "optim.gamma", self.gamma, "0 < gamma <= 1")
+        if self.schedule == "piecewise":
+            times = [time for time, _ in self.rates]
+            ascending = times == sorted(set(times)) and bool(times)
+            _require(ascending, "optim.rates", self.rates, "(time, share) in ascending order")
+            values_ok = all(0 <= t < math.inf and 0 < s < math.inf for t, s in self.rates)
+            _require(values_ok, "optim.rates", self.rates, "times of 0 or more, shares above 0")
+        elif self.rates:
+            raise UserError(
+                f"optim.rates is set but optim.schedule is {self.schedule!r}: set "
+                "--optim.schedule piecewise"
+            )
         _require(self.max_nonfinite > 0, "optim.max_nonfinite", self.max_nonfinite, "1 or more")
 
 
@@ -322,6 +467,33 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of a training in several: it has its own length, rate, KL weight and locked parts,
+    and begins with a new optimizer."""
+
+    epochs: int = 10
+    """Passes over the training images in this stage."""
+    lr: float = 1e-3
+    """Peak learning rate in place of optim.lr; warm-up and schedule of [optim] span the stage."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they are, dropout off and batch statistics fixed: encoder, decoder,
+    prior."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    """Weight of the KL term in place of [kl]; times count from the start of the stage."""
+    load: str = "last"
+    """Weights to begin with: last (go on), best (of the stage before), fresh (new ones), or the
+    path of a run or checkpoint of the same model."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, "stages.epochs", self.epochs, "1 or more")
+        _require(self.lr > 0 and math.isfinite(self.lr), "stages.lr", self.lr, "more than 0")
+        parts = ("encoder", "decoder", "prior")
+        known = all(name in parts for name in self.freeze)
+        _require(known, "stages.freeze", self.freeze, "some of encoder, decoder, prior")
+        _require(self.load != "", "stages.load", self.load, "last, best, fresh or a path")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A training run."""
 
@@ -349,6 +521,12 @@ class Config:
     cuda_graph: bool = False
     """Capture the whole training step in one CUDA graph: the lever for small networks on a GPU.
     Where a step cannot be captured, a message says why and training goes on without."""
+    recompute: bool = False
+    """Keep only the activations between levels of the networks and compute the others again in the
+    backward pass: less memory, about a third more time."""
+    batchnorm: Literal["sync", "local"] = "sync"
+    """With several processes, batch statistics are of the whole batch or of each process's share
+    (model.norm group needs none)."""
     threads: int = 0
     """CPU threads per process (0 = torch's choice; small networks are fastest with 1)."""
     deterministic: bool = False
@@ -365,14 +543,24 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     strokes: StrokesConfig = field(default_factory=StrokesConfig)
     kl: KLConfig = field(default_factory=KLConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stages: tuple[StageConfig, ...] = ()
+    """Stages one after the other in place of epochs, optim.lr and [kl] (empty = one stage)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
         _require(self.max_steps >= 0, "max_steps", self.max_steps, "0 or more")
+        if self.model.likelihood == "continuous_bernoulli" and self.data.binarize != "none":
+            raise UserError(
+                f"model.likelihood = 'continuous_bernoulli' is for grey images and has no bound on "
+                f"black-and-white ones: set --data.binarize none (now {self.data.binarize!r})"
+            )
+        if self.stages and self.max_steps:
+            raise UserError(f"max_steps = {self.max_steps} with stages: shorten stages.epochs")
         _require(0 <= self.threads <= 1024, "threads", self.threads, "0 to 1024")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 <= seed < 2^63")
         for key in ("name", "preset"):

@@ -76,11 +76,15 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if value is None and type(None) in args:
             return None
         return _convert(next(a for a in args if a is not type(None)), value, key)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, f"{key}.")  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{key} = {value!r}: expected a list")
         if args[-1] is Ellipsis:
-            return tuple(_convert(args[0], v, key) for v in value)
+            numbered = dataclasses.is_dataclass(args[0])  # stages.0.lr, as on the command line
+            keys = (f"{key}.{i}" if numbered else key for i in range(len(value)))
+            return tuple(_convert(args[0], v, k) for v, k in zip(value, keys, strict=True))
         if len(args) != len(value):
             raise UserError(f"{key} = {value!r}: expected {len(args)} values")
         return tuple(_convert(a, v, key) for a, v in zip(args, value, strict=True))
@@ -95,7 +99,7 @@ _TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "tru
 
 
 def to_toml(data: dict[str, Any]) -> str:
-    """Write nested dicts of numbers, strings, booleans and lists as TOML."""
+    """Write nested dicts of numbers, strings, booleans, lists and lists of dicts as TOML."""
 
     def literal(value: Any) -> str:
         if isinstance(value, bool):
@@ -109,10 +113,21 @@ def to_toml(data: dict[str, Any]) -> str:
             return f"[{', '.join(map(literal, value))}]"
         return repr(value)
 
-    lines = [f"{k} = {literal(v)}" for k, v in data.items() if not isinstance(v, dict)]
-    for section, values in data.items():
-        if isinstance(values, dict):
-            lines += ["", f"[{section}]", *(f"{k} = {literal(v)}" for k, v in values.items())]
+    def tables(value: Any) -> bool:
+        return isinstance(value, list) and len(value) > 0 and isinstance(value[0], dict)
+
+    lines: list[str] = []
+
+    def write(table: dict[str, Any], name: str) -> None:
+        inner = {k: v for k, v in table.items() if isinstance(v, dict) or tables(v)}
+        lines.extend(f"{k} = {literal(v)}" for k, v in table.items() if k not in inner)
+        for key, value in inner.items():
+            for item in value if tables(value) else [value]:
+                head = f"[[{name}{key}]]" if tables(value) else f"[{name}{key}]"
+                lines.extend(("", head))
+                write(item, f"{name}{key}.")
+
+    write(data, "")
     return "\n".join(lines) + "\n"
 
 
@@ -129,13 +144,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------- command line
-def option_names(cls: type, prefix: str = "") -> dict[str, type]:
-    """Dotted option names of a dataclass, with hyphens, in order: ``{"model.latent-dim": int}``."""
-    names: dict[str, type] = {}
+def option_names(cls: type, prefix: str = "", value: Any = None) -> dict[str, Any]:
+    """Dotted option names of a dataclass, with hyphens, in order: ``{"model.latent-dim": int}``.
+
+    Args:
+        value: an instance, whose lists of dataclasses are gone through (``stages.0.lr``).
+    """
+    names: dict[str, Any] = {}
     for key, hint in get_type_hints(cls).items():
         name = f"{prefix}{key.replace('_', '-')}"
+        inside = getattr(value, key, None)
         if dataclasses.is_dataclass(hint):
-            names |= option_names(hint, f"{name}.")  # type: ignore[arg-type]
+            names |= option_names(hint, f"{name}.", inside)  # type: ignore[arg-type]
+        elif inside and isinstance(inside, tuple) and dataclasses.is_dataclass(inside[0]):
+            for number, item in enumerate(inside):
+                names |= option_names(type(item), f"{name}.{number}.", item)
         else:
             names[name] = hint
     return names
@@ -151,7 +174,9 @@ def _full_name(word: str, names: dict[str, type]) -> str:
     if name in names:
         return name
     plain = re.sub(r"(^|\.)no-", r"\1", name)  # --no-log.tensorboard and --log.no-tensorboard
-    ends = [n for n in names if plain in (n, n.rpartition(".")[2])]
+    # What is inside a list (stages.0.lr) has to be named in full.
+    whole = [n for n in names if not re.search(r"\.\d+\.", n)]
+    ends = [n for n in names if plain == n or (n in whole and plain == n.rpartition(".")[2])]
     if len(ends) > 1 and plain not in ends:
         raise UserError(f"option --{word} is ambiguous: --{', --'.join(ends)}")
     if ends:
@@ -179,7 +204,7 @@ def parse_options(cls: type[T], default: T, args: Sequence[str], *, prog: str, a
     """
     import tyro
 
-    names = option_names(cls)
+    names = option_names(cls, value=default)
     words: list[str] = []
     for word in args:
         if word in ("-h", "--help"):

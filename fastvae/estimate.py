@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from fastvae import ops
 from fastvae.data.batch import Batch
 from fastvae.engine.distributed import World
-from fastvae.models import VAE, Posterior
+from fastvae.models import Inputs, Model
 
 ACTIVE_VARIANCE = 0.01
 """A latent is active when its posterior mean varies by more than this over the data (Burda, Grosse,
@@ -50,7 +51,7 @@ class Estimate:
 
 @torch.no_grad()
 def estimate(
-    model: VAE,
+    model: Model,
     batches: Iterator[Batch],
     world: World,
     *,
@@ -72,17 +73,19 @@ def estimate(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    latents = model.config.latent_dim
     noise_seed = ops.derive_seed(seed, "evaluation")
     # Sums in float64 on the device: images, nll, kl, iwae, then of the means and their squares.
-    sums = torch.zeros(4 + 2 * latents, dtype=torch.float64, device=device)
+    sums = torch.zeros(4 + 2 * model.latent_dim, dtype=torch.float64, device=device)
     for batch in batches:
-        posterior = Posterior(*map(ops.widen, model.encoder(batch.x)))
-        kl = model.prior.kl(posterior.mean, posterior.logvar).sum(dim=1)
-        nll, log_weights = _log_weights(model, batch, posterior, noise_seed, samples, rows)
+        inputs = Inputs(batch.x, batch.y, batch.label)
+        inferred = model.infer(inputs)
+        nll, log_weights = _log_weights(model, batch, inferred, noise_seed, samples, rows)
+        kl = model.exact_kl(inferred)
+        if kl is None:  # the mean of log q - log p over the samples
+            kl = -log_weights.mean(dim=1) - nll
         bound = math.log(samples) - torch.logsumexp(log_weights, dim=1)
         weight = batch.weight.double()
-        mean = posterior.mean.double()
+        mean = model.latent_mean(inferred).double()
         sums += torch.cat(
             (
                 weight.sum().view(1),
@@ -98,32 +101,27 @@ def estimate(
 
 
 def _log_weights(
-    model: VAE, batch: Batch, posterior: Posterior, seed: int, samples: int, rows: int
+    model: Model, batch: Batch, inferred: Any, seed: int, samples: int, rows: int
 ) -> tuple[Tensor, Tensor]:
     """Mean nll over samples (B,) and log p(x, z_k) - log q(z_k|x) (B, K), both in nats.
 
     Images x samples are decoded in chunks of at most ``rows`` latents; the encoder runs once.
     """
-    mean, logvar = posterior
-    count, latents = mean.shape
+    inputs = Inputs(batch.x, batch.y, batch.label)
+    count, device = len(batch.x), batch.x.device
     chunk = max(1, rows // max(1, count))
-    nll_sum = torch.zeros(count, device=mean.device)
-    log_weights = torch.empty(count, samples, device=mean.device)
+    nll_sum = torch.zeros(count, device=device)
+    log_weights = torch.empty(count, samples, device=device)
     for start in range(0, samples, chunk):
-        k = torch.arange(start, min(samples, start + chunk), device=mean.device)
+        k = torch.arange(start, min(samples, start + chunk), device=device)
         ordinal = (batch.index[:, None] * samples + k).reshape(-1)
-        eps = ops.philox_normal(seed, ordinal, latents)
-        m = mean.repeat_interleave(len(k), dim=0)
-        v = logvar.repeat_interleave(len(k), dim=0)
-        z = ops.reparameterize(m, v, eps)
-        nll = model.likelihood.nll(model.decoder(z), batch.x, len(k))
-        log_ratio = model.prior.log_prob(z) - ops.gaussian_log_prob(z, m, v).sum(dim=1)
+        nll, log_ratio = model.importance(inputs, inferred, seed, ordinal, len(k))
         log_weights[:, start : start + len(k)] = (log_ratio - nll).view(count, -1)
         nll_sum += nll.view(count, -1).sum(dim=1)
     return nll_sum / samples, log_weights
 
 
-def _finish(sums: Tensor, model: VAE, samples: int) -> Estimate:
+def _finish(sums: Tensor, model: Model, samples: int) -> Estimate:
     images, nll, kl, iwae = sums[:4].tolist()
     mean, square = (sums[4:] / images).chunk(2)
     variance = square - mean.square()

@@ -1,4 +1,4 @@
-"""Evaluate a trained model: ELBO, importance-weighted bound, bits/dim, active units.
+"""Evaluate a trained model: ELBO, importance-weighted bound, bits/dim, active units, completions.
 
     fastvae evaluate RUN [options]
     torchrun --nproc_per_node=N -m fastvae.evaluate RUN [options]
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from fastvae import ops
 from fastvae.command import run_command
+from fastvae.completions import CompletionReport, completion_report
 from fastvae.config import Config, DataConfig
 from fastvae.configio import parse_options
 from fastvae.data.datasets import fingerprints, load_splits
@@ -30,13 +31,14 @@ from fastvae.engine import distributed, precision
 from fastvae.engine.distributed import World
 from fastvae.errors import UserError
 from fastvae.estimate import ACTIVE_VARIANCE, Estimate, estimate
-from fastvae.models import VAE
+from fastvae.models import Model
 from fastvae.run import environment, find_checkpoint, load, read_config, write_json
 
 ABOUT = """Evaluate the model of a run folder or checkpoint.
 
 Prints a table and writes evaluation-SPLIT.json into the run folder. Figures are nats per image:
-sums over pixels and latents, means over images.
+sums over pixels and latents, means over images. Models that complete partial drawings are also
+compared with those drawings themselves.
 """
 TARGETS = {
     "none": "grey values as Bernoulli means (cross-entropy)",
@@ -64,6 +66,11 @@ class EvaluateConfig:
     """Images encoded at once on each rank."""
     rows: int = 2048
     """Latent vectors decoded at once on each rank (memory; does not change the result)."""
+    completions: int = 8
+    """Models with an image as condition: completions of each from the prior, which are compared
+    with the whole image (0 = none)."""
+    ink: float = 0.55
+    """Predicted mean above which a pixel of a completion counts as ink, 0 to 1."""
     seed: int = 0
     """Seed of the posterior samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -73,6 +80,10 @@ class EvaluateConfig:
         for name in ("samples", "batch_size", "rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)!r}: expected 1 or more")
+        if self.completions < 0:
+            raise UserError(f"completions = {self.completions}: expected 0 or more")
+        if not 0.0 < self.ink < 1.0:
+            raise UserError(f"ink = {self.ink!r}: expected a number between 0 and 1")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -98,9 +109,9 @@ def _evaluate(args: list[str]) -> None:
             data = replace_field(data, binarize=options.binarize)
         if options.root:
             data = data_in(options.root, data)
-        result = evaluate_model(model, trained, data, options, world)
+        result, completed = evaluate_model(model, trained, data, options, world)
         if world.is_main:
-            _report(result, model, data, options, folder)
+            _report(result, completed, model, data, options, folder)
     finally:
         distributed.leave()
 
@@ -115,9 +126,9 @@ def data_in(root: str, trained: DataConfig) -> DataConfig:
 
 
 def evaluate_model(
-    model: VAE, trained: Config, data: DataConfig, options: EvaluateConfig, world: World
-) -> Estimate:
-    """Estimate on the chosen split, with a progress bar on a terminal."""
+    model: Model, trained: Config, data: DataConfig, options: EvaluateConfig, world: World
+) -> tuple[Estimate, CompletionReport | None]:
+    """Estimate on the chosen split, with a progress bar on a terminal; then completions of it."""
     config = replace_field(trained, data=data)
     sources = world.together(lambda: load_splits(config, only=options.split))
     source = sources[options.split]
@@ -130,18 +141,30 @@ def evaluate_model(
     pixels = Pixels(data, ops.derive_seed(trained.seed, options.split))
     loader = Loader(source, pixels, world.device)
     batch = min(options.batch_size, options.rows)
-    batches = loader.evaluation_batches(batch, world.size, world.rank)
     quiet = not (world.is_main and sys.stderr.isatty())
     count = len(source)
+    wanted = options.completions > 0 and model.config.condition == "image"
     try:
         with tqdm(total=count, unit="image", disable=quiet, leave=False) as bar:
-            return estimate(
+            result = estimate(
                 model,
-                batches,
+                loader.evaluation_batches(batch, world.size, world.rank),
                 world,
                 seed=options.seed,
                 samples=options.samples,
                 rows=options.rows,
+                progress=lambda images: bar.update(min(images, count - bar.n)),
+            )
+            bar.reset()
+            if not wanted:
+                return result, None
+            return result, completion_report(
+                model,
+                loader.evaluation_batches(batch, world.size, world.rank),
+                world,
+                samples=options.completions,
+                threshold=options.ink,
+                seed=options.seed,
                 progress=lambda images: bar.update(min(images, count - bar.n)),
             )
     finally:
@@ -149,7 +172,12 @@ def evaluate_model(
 
 
 def _report(
-    result: Estimate, model: VAE, data: DataConfig, options: EvaluateConfig, folder: Path
+    result: Estimate,
+    completed: CompletionReport | None,
+    model: Model,
+    data: DataConfig,
+    options: EvaluateConfig,
+    folder: Path,
 ) -> None:
     """Print the table and write the JSON beside the checkpoints."""
     k = result.samples
@@ -166,6 +194,8 @@ def _report(
         "active_unit_threshold": ACTIVE_VARIANCE,
         "environment": environment(),
     }
+    if completed is not None:
+        about["completions"] = completed.as_dict()
     in_run = folder.parent.name == "checkpoints"
     place = folder.parent.parent if in_run else folder.parent
     path = place / f"evaluation-{options.split}.json"
@@ -181,11 +211,24 @@ def _report(
         print(f"{name:<28}{nats:>12.3f}{bits:>12.5f}")
     print(f"{'  nll':<28}{result.nll:>12.3f}")
     print(f"{'  kl':<28}{result.kl:>12.3f}")
-    print(f"{'active units':<28}{result.active_units:>8} of {model.config.latent_dim}")
+    print(f"{'active units':<28}{result.active_units:>8} of {model.latent_dim}")
+    if completed is not None:
+        _print_completions(completed)
     samples = f"K = {k} samples per image, seed {options.seed}"
     print(f"targets: {targets}; {samples}; D = {about['dimensions']} values per image")
     print(f"likelihood {model.config.likelihood}: {model.likelihood.constants}")
     print(f"written to {path}")
+
+
+def _print_completions(report: CompletionReport) -> None:
+    print(f"{'':<28}{'BCE, nats':>12}{'ink IoU':>10}{'precision':>10}{'recall':>10}{'F1':>10}")
+    for name, score in report.rows():
+        shares = (score.iou, score.precision, score.recall, score.f1)
+        print(f"{name:<28}{score.bce:>12.3f}" + "".join(f"{share:>10.4f}" for share in shares))
+    print(
+        f"ink: mean above {report.threshold:g}; two completions differ in {report.diversity:.1f} "
+        "pixels on average"
+    )
 
 
 if __name__ == "__main__":

@@ -35,11 +35,14 @@ def grid(images: Tensor, columns: int) -> Pixels:
     return np.ascontiguousarray(pixels.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-def pairs(above: Tensor, below: Tensor, columns: int = 8) -> Pixels:
-    """Rows of ``above`` with their ``below`` underneath. Shapes: (N, C, H, W) each."""
+def under(*rows: Tensor, columns: int = 8) -> Pixels:
+    """Rows of the first images with those of the others underneath: inputs above reconstructions.
+
+    Shapes: (N, C, H, W) each.
+    """
     blocks = []
-    for start in range(0, len(above), columns):
-        for images in (above[start : start + columns], below[start : start + columns]):
+    for start in range(0, len(rows[0]), columns):
+        for images in (row[start : start + columns] for row in rows):
             missing = columns - len(images)
             blank = images.new_ones(missing, *images.shape[1:])
             blocks.append(torch.cat((images, blank)))

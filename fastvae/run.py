@@ -21,7 +21,7 @@ from fastvae.config import Config
 from fastvae.configio import from_dict, read_toml, to_dict, to_toml
 from fastvae.engine import checkpoint
 from fastvae.errors import UserError
-from fastvae.models import VAE, build_model
+from fastvae.models import Model, build_model
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
 
 def load(
     path: str | Path, *, checkpoint_name: str = "best", device: str | torch.device = "cpu"
-) -> VAE:
+) -> Model:
     """Load a trained model, in evaluation mode, with averaged weights when the run kept them.
 
     Args:
@@ -229,7 +229,7 @@ def load(
         device: where to put it.
 
     Returns:
-        A VAE with ``encode``, ``decode``, ``reconstruct`` and ``sample``. It takes images as they
+        A model with ``encode``, ``decode``, ``reconstruct`` and ``sample``. It takes images as they
         are: a model trained on binarized pixels (``data.binarize``) wants such images.
     """
     folder = find_checkpoint(Path(path), checkpoint_name)
@@ -239,7 +239,7 @@ def load(
     return model.to(device).eval()
 
 
-def load_weights(model: VAE, weights: dict[str, torch.Tensor], where: Path) -> None:
+def load_weights(model: Model, weights: dict[str, torch.Tensor], where: Path) -> None:
     """Copy weights into a model; a UserError names the first that does not fit."""
     own = model.state_dict()
     for name in sorted(own.keys() | weights.keys()):

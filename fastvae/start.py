@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from fastvae.arch_file import with_arch
 from fastvae.config import Config
 from fastvae.configio import from_dict, parse_options, read_toml, to_dict
 from fastvae.engine.checkpoint import CheckpointStore
 from fastvae.engine.distributed import World
 from fastvae.engine.precision import resolve_precision
 from fastvae.errors import UserError
+from fastvae.ini_file import with_ini
 from fastvae.presets import get_preset, list_presets
 from fastvae.run import RunFolder, find_run_folder, new_run_folder, read_config, saved_config
 
@@ -21,6 +23,10 @@ ABOUT = """Train a VAE. PRESET is a name from the list below, a TOML file, or a 
 
 Options change single fields of the preset; a section's name may be left out where the rest is
 unique: --lr stands for --optim.lr. Losses are in nats per image, summed over pixels and latents.
+A TOML file may list stages, each a table [[stages]] with epochs, lr, freeze, load and [stages.kl];
+where a preset has them (faces128), its --help shows --stages.0.lr and so on.
+--arch FILE builds the layers that an arch_def (TOML or JSON) lists, for presets arch, faces128 and
+faces512; --ini FILE takes the settings of an original config.ini, for preset mnist-genzoo.
 """
 
 
@@ -46,10 +52,13 @@ def parse_train(args: Sequence[str]) -> Config:
             f"the preset comes first: fastvae train PRESET {' '.join(args)} "
             f"(presets: {', '.join(list_presets())})"
         )
-    words = args[1:]
+    words, files = _take_files(args[1:])
     prog = f"fastvae train {args[0]}"
     base = _base_config(args[0], resume="--resume" in words)
+    for option, path in files.items():
+        base = FILES[option](base, Path(path))
     config = parse_options(Config, base, words, prog=prog, about=ABOUT + _preset_table())
+    _check_stages(base, config)
     if not config.resume or _is_file(args[0]):
         return config
     folder = find_run_folder(config)
@@ -63,6 +72,45 @@ def parse_train(args: Sequence[str]) -> Config:
         )
     config = parse_options(Config, saved, words, prog=prog, about=ABOUT)
     return replace(config, name=folder.path.name, out=str(folder.path.parent), resume=True)
+
+
+FILES: dict[str, Callable[[Config, Path], Config]] = {"--arch": with_arch, "--ini": with_ini}
+"""Options that name a file in another program's form, which changes the preset it is given with."""
+
+
+def _take_files(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split the words into ordinary options and those of ``FILES`` with their paths."""
+    rest: list[str] = []
+    files: dict[str, str] = {}
+    waiting = iter(words)
+    for word in waiting:
+        name, equals, value = word.partition("=")
+        if name not in FILES:
+            rest.append(word)
+            continue
+        value = value if equals else next(waiting, "")
+        if not value or value.startswith("--"):
+            raise UserError(f"{name} needs the path of a file")
+        files[name] = value
+    return rest, files
+
+
+def _check_stages(base: Config, config: Config) -> None:
+    """Options that a list of stages leaves without effect are refused."""
+    if not config.stages:
+        return
+    settings = (
+        ("epochs", base.epochs, config.epochs),
+        ("optim.lr", base.optim.lr, config.optim.lr),
+        ("kl", base.kl, config.kl),
+    )
+    for name, before, now in settings:
+        if before != now:
+            last = name.rpartition(".")[2]
+            raise UserError(
+                f"--{name} has no effect on a training in {len(config.stages)} stages: each has "
+                f"its own, --stages.0.{last} and so on"
+            )
 
 
 def _is_file(word: str) -> bool:

@@ -11,12 +11,13 @@ pure functions of the step, so that a resumed run repeats an uninterrupted one.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fastvae
@@ -33,12 +34,21 @@ from fastvae.engine.optim import set_learning_rate
 from fastvae.engine.signals import StopSignal
 from fastvae.errors import Diverged, LocalError, Stopped, UserError
 from fastvae.estimate import Estimate, estimate
-from fastvae.models import count_parameters
+from fastvae.models import Inputs, count_parameters
 from fastvae.run import RunFolder, find_checkpoint
 from fastvae.start import choose_start, parse_train
-from fastvae.trainer import Trainer, build, restore, save
+from fastvae.trainer import (
+    Trainer,
+    build,
+    load_everywhere,
+    model_inputs,
+    next_stage,
+    restore,
+    save,
+)
 
-EVAL_BATCH = 500  # images per rank in an evaluation
+EVAL_BATCH = 500  # images per rank in an evaluation, fewer where they are large
+EVAL_VALUES = 2**22  # image values in such a batch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,17 +85,17 @@ def _train(config: Config, world: World) -> Path:
     return folder.path
 
 
-Step = Callable[[Iterable[Tensor]], None]
+Step = Callable[[Iterable[Inputs]], None]
 
 
 def make_step(t: Trainer) -> Step:
     """The step on the device: ``optimizer_step``, as one CUDA graph when asked for and possible."""
 
-    def step(images: Iterable[Tensor]) -> None:
-        optimizer_step(t, images)
+    def step(batches: Iterable[Inputs]) -> None:
+        optimizer_step(t, batches)
 
     if t.config.cuda_graph and not graph.why_not(t.config, t.world):
-        return StepGraph(step, forget=t.optimizer.zero_grad)
+        return StepGraph(step, forget=lambda: t.optimizer.zero_grad())
     return step
 
 
@@ -94,17 +104,18 @@ def train_step(t: Trainer, run: Step, step: int, watch: Stopwatch) -> dict[str, 
 
     Returns the values of the schedules.
     """
-    lr, beta = t.learning_rate_at(step), t.beta_at(step)
+    lr, beta = t.stage.learning_rate_at(step), t.stage.beta_at(step)
     set_learning_rate(t.optimizer, lr)
     t.beta.fill_(beta)
-    t.rng[1].fill_(step * t.config.batch_size)
-    run(load_images(t, step, watch))
+    t.capacity.fill_(t.stage.capacity_at(step))
+    t.rng[1].fill_(step * t.config.batch_size * t.config.objective.samples)
+    run(load_batches(t, step, watch))
     t.ema.update(step)
     return {"lr": lr, "beta": beta}
 
 
-def load_images(t: Trainer, step: int, watch: Stopwatch) -> Iterator[Tensor]:
-    """The micro-batches of a step for this rank: (B, C, H, W) each."""
+def load_batches(t: Trainer, step: int, watch: Stopwatch) -> Iterator[Inputs]:
+    """The micro-batches of a step for this rank, with what the model looks at."""
     for micro in range(t.config.accumulate):
         since = time.perf_counter()
         try:
@@ -112,18 +123,19 @@ def load_images(t: Trainer, step: int, watch: Stopwatch) -> Iterator[Tensor]:
         except UserError as error:  # damage that this rank alone may have met
             raise LocalError(str(error)) from None
         watch.data(since)
-        yield batch.x
+        yield model_inputs(batch, t.config.model)
 
 
-def optimizer_step(t: Trainer, images: Iterable[Tensor]) -> None:
+def optimizer_step(t: Trainer, batches: Iterable[Inputs]) -> None:
     """Forward and backward of each micro-batch, then the optimizer: all of it on the device."""
     losses, stats = [], []
-    for micro, x in enumerate(images):
+    t.guard.begin()
+    for micro, inputs in enumerate(batches):
         last = micro == t.config.accumulate - 1
         # DDP averages gradients over ranks in the last backward only; the others just add up.
         ddp = t.objective if isinstance(t.objective, DistributedDataParallel) else None
         with ddp.no_sync() if ddp and not last else contextlib.nullcontext():
-            loss, terms = t.objective(x, t.rng, t.plan.offset(micro), t.beta)
+            loss, terms = t.objective(inputs, t.rng, t.plan.offset(micro), t.beta, t.capacity)
             t.guard.backward(loss)
         losses.append(loss.detach())
         stats.append(terms.mean(dim=1))
@@ -146,6 +158,8 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
     for source in {id(loader.source): loader.source for loader in t.loaders.values()}.values():
         for line in source.quarantined:
             log.say(f"warning: left out: {line}")
+    if first == 0 and t.stage.settings.load not in ("last", "best", "fresh"):
+        next_stage(t, t.stage, folder)  # which begins with the weights of another run
     run = make_step(t)
     if first >= t.total_steps:
         log.say("nothing left to train: raise --epochs to go on")
@@ -157,11 +171,16 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
     logged = first
     try:
         for step in range(first, t.total_steps):
+            stage = t.stage_at(step)
+            if stage is not t.stage:
+                next_stage(t, stage, folder)
+                run = make_step(t)
+                log.say(describe_stage(t))
             if not t.model.training:  # validation and pictures leave it in evaluation mode
-                t.objective.train()
+                t.train_mode()
             values = train_step(t, run, step, watch)
             done = step + 1
-            at_end = done == t.total_steps
+            at_end = done == t.stage.end
             shown = None
             if done % config.log.every == 0 or at_end:
                 shown = log_training(t, log, done, values, watch, done - logged)
@@ -175,8 +194,9 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
                 draw(t, log, folder, done)
             watch.skip(pause)
             log.advance(shown)
-            if signal.agreed() and not at_end:
-                save(t, store, done, best=False)
+            if signal.agreed() and done < t.total_steps:
+                if not at_end:  # then validation has saved one
+                    save(t, store, done, best=False)
                 raise Stopped(
                     f"stopped by {signal.name or 'a signal to another rank'} after step {done}; "
                     f"checkpoint saved; go on with: fastvae train {folder.path} --resume"
@@ -211,7 +231,12 @@ def log_training(
 
 def evaluate_split(t: Trainer, split: str) -> Estimate:
     """ELBO of a split with the averaged weights (when averaging is on), one sample per image."""
-    batches = t.loaders[split].evaluation_batches(EVAL_BATCH, t.world.size, t.world.rank)
+    if t.world.size > 1 and t.config.batchnorm == "local":  # the main rank's are what is saved
+        for buffer in t.model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+    values = math.prod(t.config.model.image_shape)
+    size = min(EVAL_BATCH, max(1, EVAL_VALUES // values))
+    batches = t.loaders[split].evaluation_batches(size, t.world.size, t.world.rank)
     with t.ema.applied():
         return estimate(t.model, batches, t.world, seed=t.config.seed)
 
@@ -230,7 +255,7 @@ def validate(
     loss = result.nll + values["beta"] * result.kl
     log.scalars("val", done, {"epoch": epoch, "loss": loss, **result.as_dict()})
     # Compared at the final beta: while beta warms up, later losses would look worse than earlier.
-    final = result.nll + t.beta_at(t.total_steps - 1) * result.kl
+    final = result.nll + t.stage.beta_at(t.stage.end - 1) * result.kl
     better = final < t.best
     if better:
         t.best, t.best_step = final, done
@@ -250,10 +275,10 @@ def draw(t: Trainer, log: RunLog, folder: RunFolder, done: int) -> None:
     count = min(t.config.log.images, len(t.loaders["val"].source))
     t.model.eval()
     with t.ema.applied():
-        x = t.loaders["val"].rows(torch.arange(count).numpy()).x
+        shown = model_inputs(t.loaders["val"].rows(np.arange(count)), t.config.model)
         pictures = {
-            "reconstructions": figures.pairs(x, t.model.reconstruct(x)),
-            "samples": figures.grid(t.model.sample(count, seed=t.config.seed), 8),
+            "reconstructions": figures.under(shown.x, t.model.reconstruct(*shown)),
+            "samples": draw_samples(t, shown),
         }
     for name, pixels in pictures.items():
         figures.save_png(folder.images / f"{name}-{done:08d}.png", pixels)
@@ -261,23 +286,36 @@ def draw(t: Trainer, log: RunLog, folder: RunFolder, done: int) -> None:
         log.image(name, done, pixels)
 
 
+def draw_samples(t: Trainer, shown: Inputs) -> figures.Pixels:
+    """Samples from the prior: with a condition, conditions above two completions and the images
+    they were taken from; with classes, a column for each."""
+    count, config, seed = len(shown.x), t.config.model, t.config.seed
+    if config.condition == "image":
+        first = t.model.sample(count, y=shown.y, label=shown.label, seed=seed)
+        second = t.model.sample(count, y=shown.y, label=shown.label, seed=seed + 1)
+        assert shown.y is not None
+        return figures.under(shown.y, first, second, shown.x)
+    if config.classes:
+        columns = min(config.classes, 16)
+        label = torch.arange(columns).repeat(max(1, t.config.log.images // columns))
+        return figures.grid(t.model.sample(len(label), label=label, seed=seed), columns)
+    return figures.grid(t.model.sample(t.config.log.images, seed=seed), 8)
+
+
 def finish(t: Trainer, log: RunLog, folder: RunFolder, begin: float) -> None:
     """Evaluate the best checkpoint on the test split, plot the curves, say where to look."""
 
-    def load_best() -> None:
+    def best() -> Path:
+        path = find_checkpoint(folder.path)
         try:
-            saved = checkpoint.load(find_checkpoint(folder.path), weights_only=True)
+            checkpoint.load(path, weights_only=True)
         except DamagedCheckpoint as error:
             log.say(f"warning: {error}; evaluating the last one instead of the best")
-            saved = checkpoint.load(find_checkpoint(folder.path, "last"), weights_only=True)
-        t.model.load_state_dict(saved.ema or saved.model)
+            return find_checkpoint(folder.path, "last")
+        return path
 
-    t.world.on_main(load_best)
-    if t.world.size > 1:
-        for tensor in t.model.state_dict().values():
-            torch.distributed.broadcast(tensor, src=0)
-    batches = t.loaders["test"].evaluation_batches(EVAL_BATCH, t.world.size, t.world.rank)
-    result = estimate(t.model, batches, t.world, seed=t.config.seed)
+    load_everywhere(t, best)
+    result = evaluate_split(t, "test")
     log.scalars("test", t.total_steps, result.as_dict())
     if not t.world.is_main:
         return
@@ -285,7 +323,7 @@ def finish(t: Trainer, log: RunLog, folder: RunFolder, begin: float) -> None:
     log.say(
         f"test -elbo {result.nelbo:.2f} nats/image ({result.bits_per_dim:.4f} bits/dim)  "
         f"nll {result.nll:.2f}  kl {result.kl:.2f}  active units {result.active_units}"
-        f"/{t.config.model.latent_dim}  ({result.images} images, best checkpoint, targets: "
+        f"/{t.model.latent_dim}  ({result.images} images, best checkpoint, targets: "
         f"{t.config.data.binarize})\n"
         f"done in {time.perf_counter() - begin:.0f} s; look at:\n"
         f"  {folder.images / 'reconstructions.png'}   inputs above reconstructions\n"
@@ -293,6 +331,17 @@ def finish(t: Trainer, log: RunLog, folder: RunFolder, begin: float) -> None:
         f"  {folder.images / 'curves.png'}   loss, nll, kl over time\n"
         f"  {folder.path / 'README.md'}   what everything in the run folder is\n"
         f"next: fastvae evaluate {folder.path}"
+    )
+
+
+def describe_stage(t: Trainer) -> str:
+    """What a stage is, for a person."""
+    settings, count = t.stage.settings, len(t.stages)
+    frozen = f", {' and '.join(settings.freeze)} frozen" if settings.freeze else ""
+    return (
+        f"stage {t.stage.number + 1} of {count}: {settings.epochs} epochs, lr {settings.lr:g}, "
+        f"beta {t.stage.beta_at(t.stage.first):g} to {t.stage.beta_at(t.stage.end - 1):g}"
+        f"{frozen}, weights: {settings.load}"
     )
 
 
@@ -311,6 +360,7 @@ def describe(t: Trainer, folder: RunFolder, first: int) -> str:
         f"{config.batch_size} images\n"
         f"run folder {folder.path}, "
         + (f"resumed at step {first} of {t.total_steps}" if first else f"{t.total_steps} steps")
+        + (f"\n{describe_stage(t)}" if len(t.stages) > 1 else "")
         + (f"\n--cuda-graph: not captured: {refusal}" if refusal else "")
     )
 

@@ -98,7 +98,7 @@ def test_mistakes_in_a_file_end_in_one_line(capsys: Capture, tmp_path: Path) -> 
     path = tmp_path / "mine.toml"
     path.write_text("[model]\nlatnt_dim = 3\n")
     said = ends(capsys, 2, "train", str(path))
-    assert said == f"{path}: unknown key model.latnt_dim; nearest: latent_dim"
+    assert said == f"{path}: unknown key model.latnt_dim; nearest: latent_dim, label_dim"
 
 
 # ----------------------------------------------------------------------------------------- presets

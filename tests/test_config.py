@@ -13,7 +13,15 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from fastvae import config as config_module
-from fastvae.config import Config, DataConfig, KLConfig, ModelConfig, OptimConfig, replace
+from fastvae.config import (
+    Config,
+    DataConfig,
+    KLConfig,
+    ModelConfig,
+    OptimConfig,
+    StageConfig,
+    replace,
+)
 from fastvae.configio import from_dict, option_names, parse_options, read_toml, to_dict, to_toml
 from fastvae.errors import UserError, nearest
 from fastvae.presets import get_preset, list_presets, preset
@@ -21,7 +29,10 @@ from fastvae.presets.registry import describe_preset
 from fastvae.run import config_text, read_config
 from fastvae.start import parse_train
 
-OPTIONS = list(option_names(Config))
+# A list of stages is changed item by item where a preset has one, and capacity is for the ELBO
+# only, while here every option changes.
+APART = ("stages", "objective.capacity")
+OPTIONS = [name for name in option_names(Config) if name not in APART]
 
 # A value other than the default for every option, as words on the command line and as a field.
 OTHER: dict[str, tuple[Sequence[str], Any]] = {
@@ -36,12 +47,20 @@ OTHER: dict[str, tuple[Sequence[str], Any]] = {
     "model.image-shape": (["3", "64", "32"], (3, 64, 32)),
     "model.channels": (["8", "16", "24"], (8, 16, 24)),
     "model.hidden": (["99"], (99,)),
+    "model.kind": (["other"], "other"),
+    "model.commitment": (["0.5"], 0.5),
+    "model.clamp-mean": (["-3", "3"], (-3.0, 3.0)),
+    "model.clamp-logvar": (["-9", "2"], (-9.0, 2.0)),
+    "model.arch-encode": (["8", "3", "2", "1"], ((8, 3, 2, 1),)),
+    "model.arch-decode": (["8", "3", "2", "1", "4", "5", "1", "1"], ((8, 3, 2, 1), (4, 5, 1, 1))),
     "data.dataset": (["mnist"], "mnist"),
     "strokes.categories": (["cat", "hot dog"], ("cat", "hot dog")),
     "data.urls": (["a-{0..3}.tar", "b.tar"], ("a-{0..3}.tar", "b.tar")),
     "strokes.shown": (["0.25", "0.75"], (0.25, 0.75)),
     "kl.schedule": (["piecewise"], "piecewise"),
     "kl.points": (["0", "0.25", "5", "1"], ((0.0, 0.25), (5.0, 1.0))),
+    "optim.schedule": (["piecewise"], "piecewise"),
+    "optim.rates": (["1", "0.25", "5", "1"], ((1.0, 0.25), (5.0, 1.0))),
 }
 
 
@@ -73,8 +92,8 @@ def all_changed() -> tuple[Config, list[str], dict[str, Any]]:
     """A configuration that differs from the defaults in every field."""
     words: list[str] = []
     values: dict[str, Any] = {}
-    for option, hint in option_names(Config).items():
-        more, values[option] = other_value(option, hint)
+    for option in OPTIONS:
+        more, values[option] = other_value(option, option_names(Config)[option])
         words += more
     config = parse_options(Config, Config(), words, prog="test", about="")
     return config, words, values
@@ -113,7 +132,19 @@ def write(folder: Path, text: str, name: str = "mine.toml") -> str:
         ({"model__image_shape": (8, 8)}, "model.image_shape"),
         ({"model__channels": ()}, "model.channels"),
         ({"model__channels": (8, -8)}, "model.channels"),
-        ({"model__hidden": ()}, "model.hidden"),
+        ({"model__hidden": (3, 0)}, "model.hidden"),
+        ({"model__clamp_mean": (1.0, 1.0)}, "model.clamp_mean"),
+        ({"model__arch_encode": ((8, 3, 0, 1),)}, "model.arch_encode, layer 1 = (8, 3, 0, 1)"),
+        ({"model__conditioning": "film"}, "model.conditioning = 'film' but there is no condition"),
+        ({"model__prior": "conditional"}, "needs something to depend on"),
+        ({"objective__kind": "iwae"}, "set --objective.samples 50"),
+        ({"objective__kind": "mmd", "objective__capacity": 3.0}, "objective.capacity is for"),
+        ({"stages": (StageConfig(),), "max_steps": 3}, "max_steps = 3 with stages"),
+        (
+            {"model__likelihood": "continuous_bernoulli", "data__binarize": "static"},
+            "set --data.binarize none (now 'static')",
+        ),
+        ({"optim__encoder_rate": 0.0}, "optim.encoder_rate = 0.0"),
         ({"model__hidden_blocks": -1}, "model.hidden_blocks = -1"),
         ({"model__input_std": 0.0}, "model.input_std = 0.0"),
         ({"model__dropout": 1.0}, "model.dropout = 1.0"),
@@ -183,6 +214,42 @@ def test_toml_round_trip_of_every_field(tmp_path: Path) -> None:
     config, _, _ = all_changed()
     assert from_dict(Config, to_dict(config)) == config
     assert read_config(Path(write(tmp_path, to_toml(to_dict(config))))) == config
+
+
+def test_toml_round_trip_of_stages(tmp_path: Path) -> None:
+    kl = KLConfig(schedule="lines", points=((0.0, 0.0), (1.0, 0.5), (1.0, 2.0)))
+    stages = (StageConfig(epochs=3, kl=kl), StageConfig(lr=0.5, freeze=("encoder",), load="best"))
+    config = replace(Config(), stages=stages)
+    assert read_config(Path(write(tmp_path, to_toml(to_dict(config))))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[[stages]]\nepoch = 3", "unknown key stages.0.epoch; nearest: epochs"),
+        ("[[stages]]\n[[stages]]\nlr = 0.0", "stages.lr = 0.0"),
+        ("[[stages]]\n[[stages]]\nlr = 'a'", "stages.1.lr = 'a': expected a number"),
+        ("[[stages]]\nfreeze = ['encodr']", "stages.freeze = ('encodr',)"),
+        ("[stages]\nlr = 1.0", "stages = {'lr': 1.0}: expected a list"),
+    ],
+)
+def test_mistakes_in_stages(tmp_path: Path, text: str, expected: str) -> None:
+    path = write(tmp_path, f'preset = "digits"\n{text}\n')
+    assert expected in fails(parse_train, [path])
+
+
+def test_stages_on_the_command_line(tmp_path: Path) -> None:
+    text = 'preset = "digits"\n[[stages]]\nepochs = 3\n[[stages]]\nfreeze = ["encoder"]\n'
+    path = write(tmp_path, text)
+    words = ["--stages.0.epochs", "7", "--stages.1.kl.beta", "0.5", "--stages.1.freeze", "decoder"]
+    config = parse_train([path, *words])
+    assert [s.epochs for s in config.stages] == [7, 10]
+    assert [s.kl.beta for s in config.stages] == [1.0, 0.5]
+    assert config.stages[1].freeze == ("decoder",)
+    for word in ("--lr", "--epochs", "--kl.beta"):
+        said = fails(parse_train, [path, word, "4"])
+        assert "has no effect on a training in 2 stages" in said
+        assert "--stages.0." in said
 
 
 STRINGS = [
@@ -439,7 +506,7 @@ def documented_fields() -> dict[str, str]:
             names |= {f"{key}.{k}".replace("_", "-"): text for k, text in fields.items()}
         else:
             names[key.replace("_", "-")] = documents["Config"][key]
-    return names
+    return {name: text for name, text in names.items() if name not in APART}
 
 
 def test_every_field_has_a_docstring_that_help_shows(
@@ -512,3 +579,19 @@ def test_nearest() -> None:
     assert nearest("latnt", ["latent", "patent", "other"]) == "; nearest: latent, patent"
     assert nearest("zzz", ["a", "b"]) == "; known: a, b"
     assert nearest("zzz", list(map(str, range(100)))) == ""
+
+
+# ----------------------------------------------------------------- files in other programs' forms
+ARCH = '{"name": "mine", "input": [28, 28, 1], "latent": 12, "encode": [[32, 3, 2], [64, 3, 2]]}'
+
+
+def test_files_change_the_preset_and_options_change_that(tmp_path: Path) -> None:
+    path = write(tmp_path, ARCH, "my.json")
+    config = parse_train(["arch", "--lr", "0.5", "--arch", path, "--model.latent-dim", "3"])
+    assert config.model.arch_encode == ((32, 3, 2, 2), (64, 3, 2, 2))
+    assert (config.name, config.model.latent_dim, config.optim.lr) == ("mine", 3, 0.5)
+    assert parse_train(["arch", f"--arch={path}"]).model.latent_dim == 12
+    ini = write(tmp_path, "[MODEL_PARAMETERS]\nlr = 0.25\n", "config.ini")
+    assert parse_train(["mnist-genzoo", "--ini", ini]).optim.lr == 0.25
+    for words in (["--arch"], ["--arch", "--lr", "1"], ["--ini="]):
+        assert "needs the path of a file" in fails(parse_train, ["arch", *words])

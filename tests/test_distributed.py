@@ -85,6 +85,7 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from fastvae.config import replace
 from fastvae.engine import distributed
+from fastvae.models import Inputs
 from fastvae.presets import get_preset
 from fastvae.trainer import build
 
@@ -92,6 +93,7 @@ def main():
     world = distributed.join("cpu")
     trainer = build(replace(get_preset("digits"), out=sys.argv[1]), world)
     batch = trainer.loaders["train"].train_batch(trainer.plan, 0)
+    inputs = Inputs(batch.x)
     offset = trainer.plan.offset(0)
 
     def spread():
@@ -102,10 +104,10 @@ def main():
         trainer.optimizer.zero_grad()
         return float((high - low).max())
 
-    loss, _ = trainer.objective(batch.x, trainer.rng, offset, torch.tensor(1.0))
+    loss, _ = trainer.objective(inputs, trainer.rng, offset, torch.tensor(1.0))
     loss.backward()
     ours = spread()
-    loss, _ = trainer.objective.module(batch.x, trainer.rng, offset, torch.tensor(1.0))
+    loss, _ = trainer.objective.module(inputs, trainer.rng, offset, torch.tensor(1.0))
     loss.backward()
     around = spread()
     if world.is_main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from fastvae.config import DataConfig, ModelConfig
 from fastvae.data.batch import Batch
@@ -69,19 +71,39 @@ def run(model: VAE, images: int = 11, batch: int = 5, **options: Any) -> Estimat
     return estimate(model, batches, ALONE, **{"seed": 1, **options})
 
 
-def exact(model: VAE, images: int = 11) -> float:
+def exact(model: VAE, images: int = 11, label: int | None = None) -> float:
     """-log p(x), averaged, by summing p(x|z) p(z) over a fine grid of latents, in float64."""
     latents = model.config.latent_dim
     step = {1: 0.002, 2: 0.05}[latents]
     line = torch.arange(-7.0, 7.0, step, dtype=torch.float64)
     z = torch.cartesian_prod(*[line] * latents).view(-1, latents)
-    log_p = -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1) + latents * math.log(step)
-    logits = model.decoder.double()(z).flatten(1)
+    log_p = prior_density(model, z, label) + latents * math.log(step)
+    if label is not None:
+        assert model.label is not None
+        embedding = model.label.weight[label].double().expand(len(z), -1)
+    logits = model.decoder.double()(z if label is None else torch.cat((z, embedding), 1)).flatten(1)
     model.decoder.float()
     x = loader(images).rows(np.arange(images)).x.double().flatten(1)
     log_bits = torch.nn.functional.logsigmoid
     likelihood = x @ log_bits(logits).T + (1 - x) @ log_bits(-logits).T
     return float(-torch.logsumexp(likelihood + log_p, dim=1).mean())
+
+
+def prior_density(model: VAE, z: Tensor, label: int | None) -> Tensor:
+    """log p(z) from torch.distributions. Shapes: z (N, Z) float64; returns (N,)."""
+    zero = torch.zeros(z.shape[1], dtype=torch.float64)
+    if model.config.prior == "standard":
+        return Independent(Normal(zero, zero + 1.0), 1).log_prob(z)
+    if model.config.prior == "conditional":
+        mean, logvar = model.prior.table.weight[label].double().chunk(2)
+        return Independent(Normal(mean, (logvar / 2).exp()), 1).log_prob(z)
+    if model.config.prior == "vamp":
+        mean, logvar = model.encoder(2.0 * model.prior.pseudo.sigmoid() - 1.0)
+        logits = torch.zeros(len(mean))
+    else:
+        logits, mean, logvar = model.prior.logits, model.prior.mean, model.prior.logvar
+    components = Independent(Normal(mean.double(), (logvar.double() / 2).exp()), 1)
+    return MixtureSameFamily(Categorical(logits=logits.double()), components).log_prob(z)
 
 
 # ---------------------------------------------------------------------------------- the numbers
@@ -99,6 +121,50 @@ def test_bounds_against_numerical_integration(latents: int) -> None:
     nelbo = run(model, samples=2000).nelbo
     means = [bound(k, 40) for k in (2, 10, 100)]
     assert nelbo - 0.1 > means[0] > means[1] > means[2] > truth - 0.01
+
+
+def scattered(prior: str) -> VAE:
+    """A model whose learned prior is far from its start."""
+    fields = {"classes": 3, "label_dim": 2} if prior == "conditional" else {"components": 4}
+    model = make(prior=prior, **fields)
+    with torch.no_grad():
+        for p in model.prior.parameters():
+            p.add_(torch.randn_like(p))
+    return model
+
+
+@pytest.mark.parametrize("prior", ["conditional", "mog", "vamp"])
+def test_learned_priors_against_numerical_integration(prior: str) -> None:
+    model = scattered(prior)
+    label = 2 if prior == "conditional" else None
+    with torch.no_grad():
+        truth = exact(model, label=label)
+
+    def result(samples: int, seed: int = 1) -> Estimate:
+        x = loader().rows(np.arange(11)).x
+        labels = None if label is None else torch.full((11,), label)
+        batch = dataclasses.replace(batch_of(x), label=labels)
+        return estimate(model, iter([batch]), ALONE, seed=seed, samples=samples)
+
+    many = result(8000)
+    assert many.iwae == pytest.approx(truth, abs=0.01)
+    assert many.nelbo > many.iwae + 0.05
+    few = [np.mean([result(k, seed).iwae for seed in range(10)]) for k in (2, 20)]
+    assert many.nelbo > few[0] > few[1] > truth - 0.02
+
+
+@pytest.mark.parametrize("prior", ["mog", "vamp"])
+def test_kl_of_mixtures_against_numerical_integration(prior: str) -> None:
+    """Its mean over samples; the sum over a grid of latents is the truth."""
+    model = scattered(prior)
+    mean, logvar = (t.double() for t in model.encode(loader().rows(np.arange(11)).x))
+    line = torch.arange(-12.0, 12.0, 0.05, dtype=torch.float64)
+    z = torch.cartesian_prod(line, line)
+    with torch.no_grad():
+        log_p = prior_density(model, z, None)
+    log_q = Independent(Normal(mean[:, None], (logvar[:, None] / 2).exp()), 1).log_prob(z)
+    kl = (log_q.exp() * (log_q - log_p)).sum(dim=1) * 0.05**2
+    assert run(model, samples=8000).kl == pytest.approx(kl.mean().item(), abs=0.02)
 
 
 def test_exact_when_the_posterior_is_the_prior() -> None:
@@ -120,7 +186,7 @@ def test_terms_are_nll_and_kl() -> None:
     model = make()
     result = run(model, samples=500)
     x = loader().rows(np.arange(11)).x
-    mean, logvar = model.encoder(x)
+    mean, logvar = model.encode(x)
     q = torch.distributions.Normal(mean, (logvar / 2).exp())
     p = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     kl = torch.distributions.kl_divergence(q, p).sum(dim=1).mean().item()
@@ -160,11 +226,11 @@ def test_fair_coins_cost_one_bit_each() -> None:
 
 
 class Means(nn.Module):
-    """Posterior means of chosen variance over images that are all 0 or all 1, half of each."""
+    """Posterior means of chosen variance over images that are all -1 or all 1, half of each."""
 
     def __init__(self, variances: list[float]) -> None:
         super().__init__()
-        self.scale = nn.Parameter(2.0 * torch.tensor(variances).sqrt())
+        self.scale = nn.Parameter(torch.tensor(variances).sqrt())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = 7.0 + x.flatten(1).mean(dim=1, keepdim=True) * self.scale
@@ -204,11 +270,11 @@ class Counter(nn.Module):
         self.inner = inner
         self.rows: list[int] = []
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor, *rest: Any) -> Any:
         self.rows.append(len(x))
         assert not torch.is_grad_enabled()
         assert not self.training
-        return self.inner(x)
+        return self.inner(x, *rest)
 
 
 @pytest.mark.parametrize("samples", [1, 7, 50])

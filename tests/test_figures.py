@@ -81,14 +81,14 @@ def test_gradients_and_half_precision_are_no_obstacle() -> None:
 
 def test_pairs_stand_one_above_the_other() -> None:
     above, below = flat([0.0, 0.2, 0.4]), flat([0.6, 0.8, 0.1])
-    table = figures.pairs(above, below, columns=2)
+    table = figures.under(above, below, columns=2)
     assert table.shape == (4 * 49 - 1, 2 * 49 - 1, 3)
     corners = table[::49, ::49, 0].tolist()
     assert corners == [[0, 51], [153, 204], [102, 255], [26, 255]]
 
 
 def test_pairs_of_a_full_row() -> None:
-    table = figures.pairs(flat([0.0] * 8), flat([1.0] * 8))
+    table = figures.under(flat([0.0] * 8), flat([1.0] * 8))
     assert table.shape == (2 * 49 - 1, 8 * 49 - 1, 3)
 
 

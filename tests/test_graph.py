@@ -16,6 +16,7 @@ from fastvae.engine import graph
 from fastvae.engine.distributed import World
 from fastvae.engine.graph import WARMUP, StepGraph, why_not
 from fastvae.engine.metrics import Stopwatch
+from fastvae.models import Inputs
 from fastvae.presets import get_preset
 from fastvae.train import evaluate_split, make_step, optimizer_step, train, train_step
 from fastvae.trainer import Trainer, build
@@ -82,19 +83,23 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_warm_up_then_capture_then_replay(pretend: list[str]) -> None:
-    seen: list[Sequence[Tensor]] = []
+    seen: list[Sequence[Inputs]] = []
     run = StepGraph(seen.append, forget=pretend.clear)
     for step in range(WARMUP + 3):
-        run(iter([torch.tensor(float(step)), torch.tensor(-1.0)]))
+        run(
+            iter([Inputs(torch.tensor(float(step))), Inputs(torch.tensor(-1.0), torch.tensor(9.0))])
+        )
     # The step itself ran for the warm-up and once for the recording; then only replays.
     assert len(seen) == WARMUP + 1
     assert pretend == ["record", "replay", "replay", "replay"]
     assert run.captured
     assert not run.failed
     static = seen[-1]
-    assert [x.item() for x in static] == [WARMUP + 2.0, -1.0]  # copied into
+    assert [i.x.item() for i in static] == [WARMUP + 2.0, -1.0]  # copied into
+    assert static[1].y is not None
+    assert static[1].y.item() == 9.0
     with pytest.raises(ValueError, match="shorter"):
-        run([torch.tensor(0.0)])
+        run([Inputs(torch.tensor(0.0))])
 
 
 def test_a_failed_capture_warns_once_and_training_goes_on(
@@ -109,10 +114,10 @@ def test_a_failed_capture_warns_once_and_training_goes_on(
     values: list[float] = []
     forgotten: list[bool] = []
     run = StepGraph(
-        lambda given: values.append(given[0].item()), forget=lambda: forgotten.append(True)
+        lambda given: values.append(given[0].x.item()), forget=lambda: forgotten.append(True)
     )
     for step in range(WARMUP + 2):
-        run([torch.tensor(float(step))])
+        run([Inputs(torch.tensor(float(step)))])
     printed = capsys.readouterr().err
     assert printed.count("could not be captured (operation not permitted)") == 1
     assert run.failed
@@ -137,7 +142,7 @@ def test_gradients_of_a_broken_capture_are_forgotten(
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
 
-    def step(images: Sequence[Tensor]) -> None:
+    def step(images: Sequence[Inputs]) -> None:
         if run.captured or run._static:  # the recording: backward, but no optimizer step
             for x in images:
                 broken.objective(x, broken.rng, 0, broken.beta)[0].backward()
@@ -219,7 +224,7 @@ def test_validation_between_replays_changes_nothing() -> None:
     watch = Stopwatch()
     for step in range(WARMUP + 3, steps):
         evaluate_split(looked, "val")
-        looked.objective.train()
+        looked.train_mode()
         train_step(looked, run, step, watch)
     for have, want in zip(looked.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(have, want)
@@ -243,13 +248,13 @@ def test_replays_never_wait_for_the_device() -> None:
 def test_a_step_that_reads_the_device_falls_back(capsys: pytest.CaptureFixture[str]) -> None:
     total = torch.zeros((), device="cuda")
 
-    def step(given: Sequence[Tensor]) -> None:
-        total.add_(given[0])
+    def step(given: Sequence[Inputs]) -> None:
+        total.add_(given[0].x)
         total.item()
 
     run = graph.StepGraph(step, forget=lambda: None)
     for value in range(WARMUP + 3):
-        run([torch.tensor(float(value), device="cuda")])
+        run([Inputs(torch.tensor(float(value), device="cuda"))])
     assert run.failed
     assert "could not be captured" in capsys.readouterr().err
     assert total.item() == sum(range(WARMUP + 3))

@@ -89,6 +89,55 @@ def test_a_forgotten_one_ends_its_thread() -> None:
     wait(lambda: not prefetching())
 
 
+class Slopes(RandomAccess):
+    """Images that grow from left to right, with conditions that do so faster."""
+
+    image_shape = (1, 1, 2)
+    device = torch.device("cpu")
+    nbytes = 2 * N
+    fingerprint = "slopes"
+    resident = None
+    about = "slopes"
+    has_condition = True
+
+    def __len__(self) -> int:
+        return N
+
+    def to(self, device: torch.device) -> Slopes:
+        return self
+
+    def gather(
+        self, index: torch.Tensor, epoch: int | None = None, *, pin: bool = False
+    ) -> Samples:
+        images = torch.tensor([51, 102], dtype=torch.uint8).expand(len(index), 1, 1, 2)
+        return Samples(images.contiguous(), 2 * images, None)
+
+
+def test_training_images_are_mirrored_by_chance_and_their_conditions_with_them() -> None:
+    """A pure function of seed, epoch and sample; half of them; evaluation is left alone."""
+    pixels = Pixels(DataConfig(flip=True), seed=3)
+    loader = Loader(Slopes(), pixels, torch.device("cpu"))
+    seen: dict[int, list[bool]] = {i: [] for i in range(N)}
+    plan = Plan(n=N, batch_size=10, seed=1, world_size=1, rank=0, accumulate=1, tail="drop")
+    for step in range(40 * plan.steps_per_epoch):
+        batch = loader.train_batch(plan, step)
+        assert batch.y is not None
+        turned = batch.x[:, 0, 0, 0] > batch.x[:, 0, 0, 1]
+        assert torch.equal(turned, batch.y[:, 0, 0, 0] > batch.y[:, 0, 0, 1])
+        for number, is_turned in zip(batch.index.tolist(), turned.tolist(), strict=True):
+            seen[number].append(is_turned)
+    counts = [sum(turns) for turns in seen.values()]
+    assert 850 < sum(counts) < 1150  # 2,000 fair coins: 6.7 deviations either way
+    assert min(counts) > 3  # of 40
+    assert max(counts) < 37
+    again = loader.train_batch(plan, 7)
+    assert torch.equal(
+        again.x, Loader(Slopes(), pixels, torch.device("cpu")).train_batch(plan, 7).x
+    )
+    (evaluated,) = list(loader.evaluation_batches(N, 1, 0))
+    assert (evaluated.x[:, 0, 0, 0] < evaluated.x[:, 0, 0, 1]).all()
+
+
 class Counting(RandomAccess):
     """A source of images whose pixels are the sample's number; notes what is asked of it."""
 

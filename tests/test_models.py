@@ -4,66 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from model_cases import RNG, images, make, wake
 from torch import Tensor
 
-from fastvae import ops
 from fastvae.config import ModelConfig
 from fastvae.errors import UserError
-from fastvae.models import VAE, build_model, count_parameters
+from fastvae.models import VAE, Inputs, build_model, count_parameters
 from fastvae.models.blocks import ConvBlock, LinearBlock
-from fastvae.models.decoders import DECODERS
-from fastvae.models.encoders import ENCODERS
 from fastvae.models.likelihoods import LIKELIHOODS
 from fastvae.objective import Objective
 from fastvae.presets import get_preset
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 64)]
-PARTS = list(itertools.product(ENCODERS, DECODERS, LIKELIHOODS))
-
-
-def make(parts: tuple[str, str, str] = ("conv", "conv", "bernoulli"), **fields: Any) -> VAE:
-    encoder, decoder, likelihood = parts
-    torch.manual_seed(0)
-    return build_model(
-        ModelConfig(
-            **{
-                "encoder": encoder,
-                "decoder": decoder,
-                "likelihood": likelihood,
-                "latent_dim": 4,
-                "channels": (4, 6),
-                "encoder_blocks": 1,
-                "hidden": (16, 12),
-                **fields,
-            }
-        )
-    )
-
-
-def images(shape: tuple[int, ...], count: int = 5) -> Tensor:
-    """Binary images: targets of every likelihood."""
-    return (torch.rand(count, *shape, generator=torch.Generator().manual_seed(1)) > 0.6).float()
-
-
-RNG = ops.rng_state(2)
+PLAIN = ("conv", "mlp")
+PARTS = list(itertools.product(PLAIN, PLAIN, LIKELIHOODS))
 
 
 def loss_of(model: VAE, x: Tensor) -> Tensor:
-    objective = Objective(model, free_bits=0.0, autocast=None)
-    return objective(x, RNG, 0, torch.ones((), dtype=x.dtype))[0]
-
-
-def wake(model: VAE) -> VAE:
-    """Give the layers that start at zero some weight, so that they take part."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=generator))
-    return model
+    return Objective(model)(Inputs(x), RNG, 0, torch.ones((), dtype=x.dtype))[0]
 
 
 # ---------------------------------------------------------------------------------- combinations
@@ -72,7 +33,7 @@ def wake(model: VAE) -> VAE:
 def test_shapes_and_gradients(parts: tuple[str, str, str], shape: tuple[int, int, int]) -> None:
     model = wake(make(parts, image_shape=shape))
     x = images(shape)
-    params, draw = model(x, RNG)
+    params, draw, *_ = model(Inputs(x), RNG)
     channels = model.likelihood.parameters_per_value * shape[0]
     assert params.shape == (5, channels, *shape[1:])
     assert (draw.z.shape, draw.kl_row.shape, draw.kl_dim.shape) == ((5, 4), (5,), (4,))
@@ -127,11 +88,11 @@ def test_channels_last_is_only_a_layout(
     other.load_state_dict(model.state_dict())
     other = other.to(memory_format=torch.channels_last)
     x = images(shape)
-    expected, draw = model(x, RNG)
+    expected, draw, *_ = model(Inputs(x), RNG)
     expected_loss = loss_of(model, x)
     for m in (model, other):
         laid_out = x.contiguous(memory_format=torch.channels_last)
-        params, again = m(laid_out, RNG)
+        params, again, *_ = m(Inputs(laid_out), RNG)
         torch.testing.assert_close(params, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(again.z, draw.z, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(loss_of(m, laid_out), expected_loss, rtol=1e-5, atol=1e-4)
@@ -152,14 +113,14 @@ def test_a_step_lowers_the_loss(parts: tuple[str, str, str]) -> None:
 def test_samples_do_not_see_each_other(parts: tuple[str, str, str]) -> None:
     model = wake(make(parts, image_shape=(1, 8, 8)))
     x = images((1, 8, 8))
-    whole, _ = model(x, RNG)
-    alone = torch.cat([model(x[i : i + 1], RNG, i)[0] for i in range(5)])
+    whole = model(Inputs(x), RNG).params
+    alone = torch.cat([model(Inputs(x[i : i + 1]), RNG, i).params for i in range(5)])
     torch.testing.assert_close(whole, alone)
 
 
 def test_sides_that_are_odd_for_the_encoder() -> None:
     model = make(("conv", "mlp", "bernoulli"), image_shape=(1, 7, 9), channels=(2, 3, 4))
-    assert model(images((1, 7, 9)), RNG)[0].shape == (5, 1, 7, 9)
+    assert model(Inputs(images((1, 7, 9))), RNG).params.shape == (5, 1, 7, 9)
 
 
 def test_indivisible_sides_are_an_error_of_the_conv_decoder() -> None:
@@ -176,6 +137,7 @@ def test_indivisible_sides_are_an_error_of_the_conv_decoder() -> None:
         ("decoder", "mpl", "unknown model.decoder 'mpl'; nearest: mlp"),
         ("likelihood", "bernouli", "unknown model.likelihood 'bernouli'; nearest: bernoulli"),
         ("prior", "standart", "unknown model.prior 'standart'; nearest: standard"),
+        ("kind", "vea", "unknown model.kind 'vea'; nearest: vae"),
     ],
 )
 def test_unknown_part(field: str, name: str, expected: str) -> None:
@@ -186,10 +148,10 @@ def test_unknown_part(field: str, name: str, expected: str) -> None:
 
 def test_dropout_acts_in_training_only() -> None:
     model = make(image_shape=(1, 8, 8), dropout=0.5)
-    x = images((1, 8, 8))
-    assert not torch.equal(model(x, RNG)[0], model(x, RNG)[0])
+    x = Inputs(images((1, 8, 8)))
+    assert not torch.equal(model(x, RNG).params, model(x, RNG).params)
     model.eval()
-    assert torch.equal(model(x, RNG)[0], model(x, RNG)[0])
+    assert torch.equal(model(x, RNG).params, model(x, RNG).params)
 
 
 def test_residual_blocks_start_as_the_identity() -> None:
@@ -259,7 +221,7 @@ def test_encode(model: VAE, pixels: Tensor) -> None:
         assert tensor.shape == (6, 4)
         assert tensor.dtype == torch.float32
         assert not tensor.requires_grad
-    expected = model.encoder(pixels.float() / 255.0)
+    expected = model.encoder((pixels.float() / 255.0 - 0.5) / 0.5)
     assert torch.equal(posterior.mean, expected[0])
     assert torch.equal(posterior.logvar, expected[1])
 

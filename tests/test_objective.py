@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from fastvae import ops
 from fastvae.config import ModelConfig
-from fastvae.models import VAE, build_model
+from fastvae.models import VAE, Inputs, build_model
 from fastvae.objective import Objective
 
 SHAPE = (1, 8, 8)
@@ -44,7 +44,7 @@ def batch(dtype: torch.dtype = torch.float32, count: int = 6) -> tuple[Tensor, T
 
 def reference(model: VAE, x: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
     """nll (B,) and KL (B, Z) from torch.distributions."""
-    mean, logvar = model.encoder(x)
+    mean, logvar = model.encoder(2.0 * x - 1.0)
     eps = ops.philox_normal(int(rng[0]), rng[1] + torch.arange(len(x)), mean.shape[1])
     q = Normal(mean, (logvar / 2).exp())
     logits = model.decoder(mean + q.scale * eps)
@@ -56,8 +56,8 @@ def reference(model: VAE, x: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
 def test_terms_are_those_of_torch_distributions(beta: float) -> None:
     model = make().double()
     x, rng = batch(torch.float64)
-    objective = Objective(model, free_bits=0.0, autocast=None)
-    loss, terms = objective(x, rng, 0, torch.tensor(beta, dtype=torch.float64))
+    objective = Objective(model)
+    loss, terms = objective(Inputs(x), rng, 0, torch.tensor(beta, dtype=torch.float64))
     nll, kl = reference(model, x, rng)
     torch.testing.assert_close(terms[0], nll.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(terms[1], kl.sum(dim=1).detach(), rtol=1e-10, atol=1e-12)
@@ -97,8 +97,8 @@ def test_nll_of_extreme_logits_is_finite() -> None:
 def test_free_bits(free_bits: float) -> None:
     model = make().double()
     x, rng = batch(torch.float64)
-    objective = Objective(model, free_bits=free_bits, autocast=None)
-    loss, terms = objective(x, rng, 0, torch.tensor(0.7, dtype=torch.float64))
+    objective = Objective(model, free_bits=free_bits)
+    loss, terms = objective(Inputs(x), rng, 0, torch.tensor(0.7, dtype=torch.float64))
     nll, kl = reference(model, x, rng)
     per_latent = [max(free_bits, float(v)) for v in kl.detach().mean(dim=0)]
     assert loss.item() == pytest.approx(nll.mean().item() + 0.7 * sum(per_latent), rel=1e-12)
@@ -114,8 +114,8 @@ def test_free_bits_take_the_gradient_from_latents_below() -> None:
         model.encoder.head.bias.zero_()
         model.encoder.head.bias[0] = 3.0
         model.decoder.head.weight.zero_()
-    objective = Objective(model, free_bits=0.25, autocast=None)
-    objective(x, rng, 0, torch.ones((), dtype=torch.float64))[0].backward()
+    objective = Objective(model, free_bits=0.25)
+    objective(Inputs(x), rng, 0, torch.ones((), dtype=torch.float64))[0].backward()
     grad = model.encoder.head.bias.grad
     assert grad[0].item() == pytest.approx(3.0)
     assert grad[1:].abs().max() == 0.0
@@ -125,11 +125,11 @@ def test_free_bits_take_the_gradient_from_latents_below() -> None:
 def test_losses_are_float32_under_autocast(decoder: str) -> None:
     model = make(encoder=decoder, decoder=decoder)
     x, rng = batch()
-    plain, plain_terms = Objective(model, free_bits=0.0, autocast=None)(x, rng, 0, torch.ones(()))
-    half = Objective(model, free_bits=0.0, autocast=torch.bfloat16)
+    plain, plain_terms = Objective(model)(Inputs(x), rng, 0, torch.ones(()))
+    half = Objective(model, autocast=torch.bfloat16)
     seen = []
     model.decoder.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
-    loss, terms = half(x, rng, 0, torch.ones(()))
+    loss, terms = half(Inputs(x), rng, 0, torch.ones(()))
     assert seen == [torch.bfloat16]
     assert (loss.dtype, terms.dtype) == (torch.float32, torch.float32)
     assert not torch.equal(loss, plain)
@@ -144,10 +144,10 @@ def test_losses_are_float32_under_autocast(decoder: str) -> None:
 def test_callers_autocast_does_not_reach_the_losses() -> None:
     model = make()
     x, rng = batch()
-    objective = Objective(model, free_bits=0.0, autocast=None)
-    plain = objective(x, rng, 0, torch.ones(()))[0]
+    objective = Objective(model)
+    plain = objective(Inputs(x), rng, 0, torch.ones(()))[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(objective(x, rng, 0, torch.ones(()))[0], plain)
+        assert torch.equal(objective(Inputs(x), rng, 0, torch.ones(()))[0], plain)
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
@@ -158,10 +158,10 @@ def test_compiled_objective_is_the_same(free_bits: float, autocast: torch.dtype 
     x, rng = batch()
     beta = torch.tensor(0.7)
     objective = Objective(model, free_bits=free_bits, autocast=autocast)
-    loss, terms = objective(x, rng, 0, beta)
+    loss, terms = objective(Inputs(x), rng, 0, beta)
     expected = torch.autograd.grad(loss, list(model.parameters()))
     compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
-    again, terms_again = compiled(x, rng, 0, beta)
+    again, terms_again = compiled(Inputs(x), rng, 0, beta)
     torch.testing.assert_close(again, loss)
     torch.testing.assert_close(terms_again, terms)
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if autocast is None else {"rtol": 0.05, "atol": 0.05}
@@ -174,23 +174,25 @@ def test_beta_is_no_constant_of_the_compiled_graph() -> None:
     torch._dynamo.reset()
     model = make(encoder="mlp", decoder="mlp")
     x, rng = batch()
-    objective = Objective(model, free_bits=0.0, autocast=None)
+    objective = Objective(model)
     compiled = torch.compile(objective, backend="eager", fullgraph=True)
     torch._dynamo.utils.counters.clear()
     for value in (0.1, 0.2, 0.9):
         beta = torch.full((), value)
-        torch.testing.assert_close(compiled(x, rng, 0, beta)[0], objective(x, rng, 0, beta)[0])
+        torch.testing.assert_close(
+            compiled(Inputs(x), rng, 0, beta)[0], objective(Inputs(x), rng, 0, beta)[0]
+        )
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_scale_is_a_factor_of_the_loss_alone() -> None:
     model = make()
     x, rng = batch()
-    whole, terms = Objective(model, free_bits=0.0, autocast=None)(x, rng, 0, torch.tensor(0.7))
+    whole, terms = Objective(model)(Inputs(x), rng, 0, torch.tensor(0.7))
     parameters = list(model.parameters())
     expected = torch.autograd.grad(whole, parameters)
-    quarter = Objective(model, free_bits=0.0, autocast=None, scale=0.25)
-    loss, terms_again = quarter(x, rng, 0, torch.tensor(0.7))
+    quarter = Objective(model, scale=0.25)
+    loss, terms_again = quarter(Inputs(x), rng, 0, torch.tensor(0.7))
     torch.testing.assert_close(loss, 0.25 * whole)
     assert torch.equal(terms_again, terms)
     for have, want in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
@@ -201,10 +203,10 @@ def test_micro_batches_are_slices_of_the_batch() -> None:
     """The noise of a sample depends on its number, not on how the batch was cut."""
     model = make().double()
     x, rng = batch(torch.float64)
-    objective = Objective(model, free_bits=0.0, autocast=None)
+    objective = Objective(model)
     beta = torch.tensor(0.7, dtype=torch.float64)
-    _, whole = objective(x, rng, 0, beta)
-    parts = [objective(x[i : i + 2], rng, i, beta)[1] for i in (0, 2, 4)]
+    _, whole = objective(Inputs(x), rng, 0, beta)
+    parts = [objective(Inputs(x[i : i + 2]), rng, i, beta)[1] for i in (0, 2, 4)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-12, atol=1e-12)
     advanced = rng + torch.tensor([0, 4])
-    torch.testing.assert_close(objective(x[4:], advanced, 0, beta)[1], parts[2])
+    torch.testing.assert_close(objective(Inputs(x[4:]), advanced, 0, beta)[1], parts[2])

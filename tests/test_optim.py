@@ -282,6 +282,21 @@ def test_set_learning_rate_reaches_all_groups() -> None:
     assert [g["lr"] for g in bench.optimizer.param_groups] == [0.125, 0.125]
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_parts_can_have_rates_of_their_own(capturable: bool) -> None:
+    model = nn.ModuleDict({k: nn.Linear(2, 3) for k in ("encoder", "prior", "decoder")})
+    config = OptimConfig(lr=1.0, encoder_rate=0.5, decoder_rate=4.0, weight_decay=0.1)
+    optimizer = build_optimizer(config, model)
+    if capturable:  # as for a CUDA graph, whose rates are tensors
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(1.0)
+    set_learning_rate(optimizer, 0.25)
+    rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    for part, rate in (("encoder", 0.125), ("prior", 0.25), ("decoder", 1.0)):
+        assert [rates[id(p)] for p in model[part].parameters()] == [rate, rate]
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.1}
+
+
 def test_learning_rate_zero_moves_nothing() -> None:
     bench = Bench("adamw")
     before = bench.snapshot()[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastvae.config import KLConfig, OptimConfig
+from fastvae.config import KLConfig, ObjectiveConfig, OptimConfig
 from fastvae.engine import schedules
 from fastvae.errors import UserError
 
@@ -55,6 +55,30 @@ def test_cosine() -> None:
     assert rate(5000, **fields) == pytest.approx(0.2)
     falling = [rate(s, **fields) for s in range(20, 101)]
     assert falling == sorted(falling, reverse=True)
+
+
+def test_piecewise_rates_hold_from_their_points_on() -> None:
+    fields = {"schedule": "piecewise", "rates": ((1.0, 0.5), (4.0, 0.1)), "warmup": 0.0}
+    steps = [rate(s, **fields) for s in range(6)]
+    assert steps == pytest.approx([2.0, 1.0, 1.0, 1.0, 0.2, 0.2])
+    epochs = [rate(s, unit="epoch", **fields) for s in (9, 10, 39, 40, 4000)]
+    assert epochs == pytest.approx([2.0, 1.0, 1.0, 0.2, 0.2])
+    warm = [rate(s, **fields | {"warmup": 2.0}) for s in range(4)]
+    assert warm == pytest.approx([2 / 3, 4 / 3, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"schedule": "piecewise"}, "ascending"),
+        ({"schedule": "piecewise", "rates": ((2.0, 0.5), (2.0, 0.1))}, "ascending"),
+        ({"schedule": "piecewise", "rates": ((2.0, 0.0),)}, "shares above 0"),
+        ({"schedule": "cosine", "rates": ((2.0, 0.5),)}, "--optim.schedule piecewise"),
+    ],
+)
+def test_rates_that_make_no_sense(fields: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=f"optim.rates.*{expected}"):
+        rate(0, **fields)
 
 
 def test_step_decay_changes_exactly_at_the_period() -> None:
@@ -211,3 +235,36 @@ def test_schedules_have_no_memory() -> None:
 def test_schedules_that_make_no_sense(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         KLConfig(**fields)
+
+
+# ------------------------------------------------------------------------------- lines and capacity
+def test_straight_lines_between_points() -> None:
+    points = ((10.0, 0.5), (20.0, 1.0), (30.0, 1.0), (30.0, 3.0))
+    values = [weight(s, schedule="lines", points=points) for s in (0, 10, 15, 20, 29, 30, 99)]
+    assert values == [0.5, 0.5, 0.75, 1.0, 1.0, 3.0, 3.0]
+    with pytest.raises(UserError, match="ascending"):
+        KLConfig(schedule="lines", points=((3.0, 0.0), (2.0, 1.0)))
+    with pytest.raises(UserError, match="ascending"):
+        KLConfig(schedule="piecewise", points=((3.0, 0.0), (3.0, 1.0)))
+
+
+def test_capacity_grows_over_its_epochs() -> None:
+    def capacity(step: int, **fields: Any) -> float:
+        return schedules.capacity(ObjectiveConfig(**fields), step, steps_per_epoch=PER_EPOCH)
+
+    values = [capacity(s, capacity=8.0, capacity_warmup=2.0) for s in (0, 5, 10, 20, 21)]
+    assert values == [0.0, 2.0, 4.0, 8.0, 8.0]
+    assert capacity(0, capacity=8.0) == 8.0
+
+
+def test_the_peak_can_be_a_stages_own() -> None:
+    config = OptimConfig(lr=2.0, schedule="cosine", warmup=0.0)
+    plain = [
+        schedules.learning_rate(config, s, total_steps=TOTAL, steps_per_epoch=PER_EPOCH)
+        for s in range(TOTAL)
+    ]
+    scaled = [
+        schedules.learning_rate(config, s, total_steps=TOTAL, steps_per_epoch=PER_EPOCH, peak=0.5)
+        for s in range(TOTAL)
+    ]
+    assert scaled == pytest.approx([v / 4 for v in plain])

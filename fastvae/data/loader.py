@@ -70,6 +70,13 @@ class Pixels:
             rng=None if mode in ("none", "threshold") else self._rng(epoch, images.device),
         )
 
+    def flips(self, keys: Tensor, epoch: int | None) -> Tensor | None:
+        """Which images of a training batch are mirrored, (B, 1, 1, 1) bool; None where none is."""
+        if not self.config.flip or epoch is None:
+            return None
+        seed = ops.derive_seed(self.seed, "flip", epoch)
+        return ops.philox_normal(seed, keys, 1)[:, :, None, None] > 0.0
+
     def _rng(self, epoch: int | None, device: torch.device) -> Tensor:
         """State of the random bits on the device, made once per epoch."""
         seed = self.seed
@@ -187,6 +194,10 @@ class Loader:
             given = samples.condition
             y = None if given is None else self._convert(self._send(given), where, epoch)
             label = samples.label
+        flips = self.pixels.flips(where, epoch)
+        if flips is not None:
+            x = torch.where(flips, x.flip(3), x)
+            y = None if y is None else torch.where(flips, y.flip(3), y)
         ones = torch.ones(len(index), device=self.device)
         return Batch(
             x=x,

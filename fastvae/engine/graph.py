@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
 
 from fastvae.config import Config
 from fastvae.engine.distributed import World
+from fastvae.models import Inputs
 
 WARMUP = 3
 """Steps run before the capture: optimizer state, cuDNN's choices and Triton's kernels get made."""
@@ -47,13 +47,13 @@ class StepGraph:
     """
 
     def __init__(
-        self, step: Callable[[Sequence[Tensor]], None], forget: Callable[[], None]
+        self, step: Callable[[Sequence[Inputs]], None], forget: Callable[[], None]
     ) -> None:
         self._step = step
         self._forget = forget
         self._side = torch.cuda.Stream()
         self._done = 0
-        self._static: list[Tensor] = []
+        self._static: list[Inputs] = []
         self._graph: torch.cuda.CUDAGraph | None = None
         self.failed = False
         """The capture failed: steps run as they are."""
@@ -62,11 +62,13 @@ class StepGraph:
     def captured(self) -> bool:
         return self._graph is not None
 
-    def __call__(self, images: Iterable[Tensor]) -> None:
+    def __call__(self, images: Iterable[Inputs]) -> None:
         """Run one step over images of the same shapes as in every other call."""
         if self._graph is not None:
             for mine, given in zip(self._static, images, strict=True):
-                mine.copy_(given)
+                for place, tensor in zip(mine, given, strict=True):
+                    if place is not None and tensor is not None:
+                        place.copy_(tensor)
             self._graph.replay()
             return
         loaded = list(images)
@@ -75,7 +77,7 @@ class StepGraph:
         self._run_aside(loaded)
         self._done += 1
 
-    def _run_aside(self, images: Sequence[Tensor]) -> None:
+    def _run_aside(self, images: Sequence[Inputs]) -> None:
         """Run on a side stream: torch wants autograd's work before a capture to be there."""
         main = torch.cuda.current_stream()
         self._side.wait_stream(main)
@@ -83,9 +85,9 @@ class StepGraph:
             self._step(images)
         main.wait_stream(self._side)
 
-    def _capture(self, images: Sequence[Tensor]) -> bool:
+    def _capture(self, images: Sequence[Inputs]) -> bool:
         """Capture, then run, the step. Returns whether that worked."""
-        self._static = [x.clone() for x in images]
+        self._static = [Inputs._make(None if t is None else t.clone() for t in i) for i in images]
         graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # thread_local: a thread that prepares batches goes on allocating meanwhile.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,12 @@ def build_optimizer(
         capturable: its step will be part of a CUDA graph: the learning rate becomes a tensor.
     """
     params = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
+    groups = _groups(config, model)
     betas = (config.beta1, config.beta2)
-    lr = torch.tensor(config.lr, device=params[0].device) if capturable else config.lr
+    lr = config.lr
+    if capturable:  # a tensor of its own for each rate
+        for group in groups:
+            group["lr"] = torch.tensor(config.lr, device=params[0].device)
     if config.optimizer in ("adamw", "adam"):
         adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         return adam(groups, lr=lr, betas=betas, eps=config.eps, fused=True, capturable=capturable)
@@ -47,23 +47,39 @@ def build_optimizer(
     return apex(groups, lr=config.lr, betas=betas, eps=config.eps)
 
 
+def _groups(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """Parameters by learning rate and weight decay."""
+    rates = {"encoder": config.encoder_rate, "decoder": config.decoder_rate}
+    table: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            rate = rates.get(name.partition(".")[0], 1.0)
+            decay = config.weight_decay if p.dim() >= 2 else 0.0
+            table.setdefault((rate, decay), []).append(p)
+    return [
+        {"params": params, "weight_decay": decay, "rate": rate}
+        for (rate, decay), params in table.items()
+    ]
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every parameter group; in place where it is a tensor (CUDA graphs)."""
-    tensors = {id(g["lr"]): g["lr"] for g in optimizer.param_groups if isinstance(g["lr"], Tensor)}
-    for tensor in tensors.values():  # one for all groups
-        tensor.fill_(lr)
+    """Set the rate of every parameter group, times the group's own factor; in place where it is a
+    tensor (CUDA graphs)."""
     for group in optimizer.param_groups:
-        if not isinstance(group["lr"], Tensor):
-            group["lr"] = lr
+        value = lr * group.get("rate", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 class GuardedStep:
     """One optimizer step that is skipped, on the device, when the gradient's norm is not finite.
 
-    A skipped step changes neither weights nor optimizer state. The decision is made on the device
-    and after the gradient all-reduce, so every rank takes the same one and nothing waits. Only
-    non-finite gradients skip: a threshold on a finite norm can stop training for good once weights
-    have moved to where every norm is above it.
+    A skipped step changes neither weights nor buffers nor optimizer state. The decision is made on
+    the device and after the gradient all-reduce, so every rank takes the same one and nothing
+    waits. Only non-finite gradients skip: a threshold on a finite norm can stop training for good
+    once weights have moved to where every norm is above it.
 
     Attributes:
         skipped: () float32, steps skipped since the start of training.
@@ -77,16 +93,24 @@ class GuardedStep:
         clip_norm: float,
         scaler: torch.amp.GradScaler,
         device: torch.device,
+        buffers: Iterable[Tensor] = (),
     ) -> None:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.scaler = scaler
+        self.buffers = [b for b in buffers if b.is_floating_point()]
+        self._before: list[Tensor] = []
         self.params = [p for group in optimizer.param_groups for p in group["params"]]
         self.skipped = torch.zeros((), device=device)
         self.streak = torch.zeros((), device=device)
         # torch's fused optimizers skip by themselves when told so through `found_inf`, the way
         # GradScaler tells them.
         self.skips_itself = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+    def begin(self) -> None:
+        """Before a step's first forward: note the buffers (batch statistics, codebooks), which a
+        forward pass changes."""
+        self._before = [b.clone() for b in self.buffers]
 
     def backward(self, loss: Tensor) -> None:
         """Backward of the (scaled) loss; a loss that is not finite gives NaN gradients.
@@ -104,6 +128,9 @@ class GuardedStep:
         if self.clip_norm > 0.0:
             clip_grads_with_norm_(self.params, self.clip_norm, norm)
         bad = ~torch.isfinite(norm)
+        with torch.no_grad():
+            for buffer, before in zip(self.buffers, self._before, strict=True):
+                buffer.copy_(torch.where(bad, before, buffer))
         if self.skips_itself:
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]

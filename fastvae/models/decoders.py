@@ -1,30 +1,39 @@
-"""Decoders: latents (B, Z) -> parameters of the likelihood, (B, P * C, H, W)."""
+"""Decoders: latents (B, N) and perhaps the condition -> parameters of the likelihood, (B, P, H, W).
+
+Here are the plain ones; ``registry.py`` has the table of all.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from fastvae.config import ModelConfig
 from fastvae.errors import UserError
-from fastvae.models.blocks import ConvBlock, mlp
+from fastvae.models.blocks import ACTIVATIONS, ConvBlock, Stages, mlp
+from fastvae.models.conditioning import build_conditioning, refuse_conditioning
 
 
 class MLPDecoder(nn.Module):
     """Fully connected layers in the reverse order of the encoder's."""
 
-    def __init__(self, config: ModelConfig, parameters_per_value: int) -> None:
+    def __init__(self, config: ModelConfig, features: int, channels: int) -> None:
         super().__init__()
-        channels, height, width = config.image_shape
-        self.shape = (parameters_per_value * channels, height, width)
-        sizes = [config.latent_dim, *reversed(config.hidden)]
-        self.body = mlp(sizes, blocks=config.hidden_blocks, blocks_after=1, dropout=config.dropout)
+        refuse_conditioning(config, "mlp")
+        self.shape = (channels, *config.image_shape[1:])
+        sizes = [features, *reversed(config.hidden)]
+        self.body = mlp(
+            sizes,
+            blocks=config.hidden_blocks,
+            blocks_after=1,
+            dropout=config.dropout,
+            activation=config.activation,
+        )
         self.head = nn.Linear(sizes[-1], math.prod(self.shape))
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         return self.head(self.body(z)).unflatten(1, self.shape)
 
 
@@ -34,30 +43,37 @@ class ConvDecoder(nn.Module):
     The MLP's last layer has no activation of its own: the first block (or SiLU) supplies it.
     """
 
-    def __init__(self, config: ModelConfig, parameters_per_value: int) -> None:
+    def __init__(self, config: ModelConfig, features: int, channels: int) -> None:
         super().__init__()
-        channels, height, width = config.image_shape
+        _, height, width = config.image_shape
         factor = 2 ** len(config.channels)
         if height % factor or width % factor:
             raise UserError(
                 f"model.channels halves the side {len(config.channels)} times, but an image of "
                 f"{height}x{width} is not divisible by {factor}: give fewer channels"
             )
-        widths = [*reversed(config.channels), parameters_per_value * channels]
-        self.start = (widths[0], height // factor, width // factor)
-        sizes = [config.latent_dim, *reversed(config.hidden)]
-        self.body = mlp(sizes, blocks=config.hidden_blocks, blocks_after=1, dropout=config.dropout)
+        act = config.activation
+        side = (height // factor, width // factor)
+        self.start = (config.channels[-1], *side)
+        sizes = [features, *reversed(config.hidden)]
+        self.body = mlp(
+            sizes,
+            blocks=config.hidden_blocks,
+            blocks_after=1,
+            dropout=config.dropout,
+            activation=act,
+        )
         self.spread = nn.Linear(sizes[-1], math.prod(self.start))
-        layers: list[nn.Module] = [ConvBlock(widths[0]) for _ in range(config.decoder_blocks)]
+        self.conditioning = build_conditioning(config, self.start[0], side)
+        widths = [self.conditioning.channels, *reversed(config.channels[:-1]), channels]
+        layers: list[nn.Module] = [ConvBlock(widths[0], act) for _ in range(config.decoder_blocks)]
         for before, after in itertools.pairwise(widths):
-            layers += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
-        self.convs = nn.Sequential(*layers)
+            layers += [
+                ACTIVATIONS[act](),
+                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1),
+            ]
+        self.convs = Stages(*layers, every=2)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.convs(self.spread(self.body(z)).unflatten(1, self.start))
-
-
-DECODERS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
-    "mlp": MLPDecoder,
-    "conv": ConvDecoder,
-}
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.spread(self.body(z)).unflatten(1, self.start)
+        return self.convs(self.conditioning(h, y))

@@ -1,0 +1,42 @@
+"""Photos 512x512, trained in two stages, within little memory."""
+
+from __future__ import annotations
+
+from fastvae.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig
+from fastvae.presets.faces128 import two_stages
+from fastvae.presets.registry import preset
+
+
+@preset
+def faces512() -> Config:
+    """Photos 512x512 in two stages like faces128; 512 latents, 48.8 M parameters.
+
+    Command:  fastvae-data images data/faces --for faces512
+              fastvae train faces512 --data.root data/faces-shards
+    Time:     TIME
+    Expect:   EXPECT
+
+    Memory per image of a micro-batch: MEMORY
+    """
+    widths = (32, 64, 128, 256, 512, 1024, 1024)
+    return Config(
+        preset="faces512",
+        batch_size=16,
+        accumulate=4,
+        precision="auto",
+        channels_last=True,
+        recompute=True,
+        model=ModelConfig(
+            encoder="arch",
+            decoder="arch",
+            likelihood="gaussian",
+            image_shape=(3, 512, 512),
+            latent_dim=512,
+            arch_encode=tuple((filters, 3, 2, 2) for filters in widths),
+            input_std=0.25,
+        ),
+        data=DataConfig(dataset="images", root="data/faces-shards", source="shards", flip=True),
+        optim=OptimConfig(optimizer="adam", schedule="constant", warmup=0.0),
+        log=LogConfig(every=50, images=8),
+        stages=two_stages(150),
+    )
