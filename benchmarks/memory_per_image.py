@@ -10,6 +10,7 @@ images and 2 is divided by 2, so that weights, gradients and the program itself 
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from fastvae.objective import Objective
 from fastvae.presets import get_preset
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+# Freed blocks go back to the system at once: what is resident is what is in use.
+ENV = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def peak(name: str, precision: str, recompute: bool, images: int) -> float:
@@ -57,7 +60,7 @@ def main() -> None:
         for images in ("2", "4"):
             command = [sys.executable, "-m", "benchmarks.memory_per_image"]
             words = [*command, name, precision, str(recompute), images]
-            done = subprocess.run(words, check=True, capture_output=True, text=True)
+            done = subprocess.run(words, check=True, capture_output=True, text=True, env=ENV)
             found.append(float(done.stdout))
         how = "recompute" if recompute else "keep all"
         print(f"{precision} {how:<10} {(found[1] - found[0]) / 2:7.0f} {found[0]:7.0f}", flush=True)

@@ -31,7 +31,8 @@ class ModelConfig:
     kind: str = "vae"
     """vae, vq (vector-quantised latents) or hvae (a hierarchy of latents, top down)."""
     encoder: str = "conv"
-    """Network from images to the posterior: conv, mlp, resnet, vgg, larsen, panels, arch, genzoo."""
+    """Network from images to the posterior: conv, mlp, resnet, vgg, larsen, panels, arch or
+    genzoo."""
     decoder: str = "conv"
     """Network from latents to the likelihood's parameters: the same names, and unet."""
     prior: str = "standard"
@@ -287,7 +288,7 @@ class KLConfig:
     ramp: float = 0.5
     """Share of each cycle spent on the ramp, 0 to 1 (cyclical)."""
     points: tuple[tuple[float, float], ...] = ()
-    """Pairs (time in `unit`s, beta): from then on that beta holds (piecewise), or corners (lines)."""
+    """Pairs (time in `unit`s, beta): that beta holds from then on (piecewise); corners (lines)."""
     unit: Unit = "epoch"
     """Unit of warmup and points: epoch or step. Values change at every step in either unit."""
     free_bits: float = 0.0
@@ -336,7 +337,7 @@ class ObjectiveConfig:
     dimension_weight: float = 1.0
     """tc: weight of each latent's own KL."""
     mmd_weight: float = 100.0
-    """mmd: weight of the squared discrepancy (InfoVAE's alpha + lambda - 1; kl.beta = 1 - alpha)."""
+    """mmd: weight of the squared discrepancy (InfoVAE: alpha + lambda - 1; kl.beta: 1 - alpha)."""
 
     def __post_init__(self) -> None:
         _require(self.samples >= 1, "objective.samples", self.samples, "1 or more")

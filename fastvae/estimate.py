@@ -25,6 +25,17 @@ ACTIVE_VARIANCE = 0.01
 Salakhutdinov, "Importance weighted autoencoders", 2016, section 5.2)."""
 
 
+ENCODED_VALUES = 2**22
+"""Image values that are encoded at once at most: 5 images of 512x512, 341 of 64x64."""
+DECODED_VALUES = 2**24
+"""Image values that are decoded at once at most."""
+
+
+def batch_that_fits(image_shape: tuple[int, ...], wanted: int) -> int:
+    """Images to encode at once: as many as wanted, fewer where they are large."""
+    return max(1, min(wanted, ENCODED_VALUES // math.prod(image_shape)))
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Means over a split, in nats per image unless said otherwise."""
@@ -77,9 +88,11 @@ def estimate(
     # Sums in float64 on the device: images, nll, kl, iwae, then of the means and their squares.
     sums = torch.zeros(4 + 2 * model.latent_dim, dtype=torch.float64, device=device)
     for batch in batches:
-        inputs = Inputs(batch.x, batch.y, batch.label)
+        inputs = Inputs.for_model(model.config, batch.x, batch.y, batch.label)
         inferred = model.infer(inputs)
-        nll, log_weights = _log_weights(model, batch, inferred, noise_seed, samples, rows)
+        nll, log_weights = _log_weights(
+            model, inputs, inferred, batch.index, noise_seed, samples, rows
+        )
         kl = model.exact_kl(inferred)
         if kl is None:  # the mean of log q - log p over the samples
             kl = -log_weights.mean(dim=1) - nll
@@ -101,20 +114,26 @@ def estimate(
 
 
 def _log_weights(
-    model: Model, batch: Batch, inferred: Any, seed: int, samples: int, rows: int
+    model: Model,
+    inputs: Inputs,
+    inferred: Any,
+    index: Tensor,
+    seed: int,
+    samples: int,
+    rows: int,
 ) -> tuple[Tensor, Tensor]:
     """Mean nll over samples (B,) and log p(x, z_k) - log q(z_k|x) (B, K), both in nats.
 
     Images x samples are decoded in chunks of at most ``rows`` latents; the encoder runs once.
     """
-    inputs = Inputs(batch.x, batch.y, batch.label)
-    count, device = len(batch.x), batch.x.device
+    count, device = len(inputs.x), inputs.x.device
+    rows = min(rows, DECODED_VALUES // math.prod(model.config.image_shape))
     chunk = max(1, rows // max(1, count))
     nll_sum = torch.zeros(count, device=device)
     log_weights = torch.empty(count, samples, device=device)
     for start in range(0, samples, chunk):
         k = torch.arange(start, min(samples, start + chunk), device=device)
-        ordinal = (batch.index[:, None] * samples + k).reshape(-1)
+        ordinal = (index[:, None] * samples + k).reshape(-1)
         nll, log_ratio = model.importance(inputs, inferred, seed, ordinal, len(k))
         log_weights[:, start : start + len(k)] = (log_ratio - nll).view(count, -1)
         nll_sum += nll.view(count, -1).sum(dim=1)

@@ -30,7 +30,7 @@ from fastvae.data.packed import choose
 from fastvae.engine import distributed, precision
 from fastvae.engine.distributed import World
 from fastvae.errors import UserError
-from fastvae.estimate import ACTIVE_VARIANCE, Estimate, estimate
+from fastvae.estimate import ACTIVE_VARIANCE, Estimate, batch_that_fits, estimate
 from fastvae.models import Model
 from fastvae.run import environment, find_checkpoint, load, read_config, write_json
 
@@ -63,9 +63,9 @@ class EvaluateConfig:
     root: str = ""
     """Folder of the data files, or of packed data in any form (empty = those of the training)."""
     batch_size: int = 250
-    """Images encoded at once on each rank."""
+    """Images encoded at once on each rank (fewer where they are large)."""
     rows: int = 2048
-    """Latent vectors decoded at once on each rank (memory; does not change the result)."""
+    """Latent vectors decoded at once on each rank (fewer where images are large)."""
     completions: int = 8
     """Models with an image as condition: completions of each from the prior, which are compared
     with the whole image (0 = none)."""
@@ -140,7 +140,7 @@ def evaluate_model(
         )
     pixels = Pixels(data, ops.derive_seed(trained.seed, options.split))
     loader = Loader(source, pixels, world.device)
-    batch = min(options.batch_size, options.rows)
+    batch = batch_that_fits(source.image_shape, min(options.batch_size, options.rows))
     quiet = not (world.is_main and sys.stderr.isatty())
     count = len(source)
     wanted = options.completions > 0 and model.config.condition == "image"

@@ -77,7 +77,7 @@ def _export(args: list[str]) -> None:
     print(f"{folder} as {options.to}, largest difference from the model on random inputs:")
     for path, what, difference in rows:
         shown = "" if difference is None else f"{difference:.1e}"
-        print(f"  {path}  {path.stat().st_size / 1e6:.2f} MB  {what}  {shown}".rstrip())
+        print(f"  {path}  {path.stat().st_size / 1e3:,.0f} kB  {what}  {shown}".rstrip())
 
 
 def export_model(
@@ -106,7 +106,7 @@ def export_model(
             rows = [_write_network(part, place, to) for part in parts]
             table = prior_table(model)
             if table:
-                safetensors.torch.save_file(table, place / "prior.safetensors")
+                _write_tensors(table, place / "prior.safetensors")
                 rows.append(("prior.safetensors", f"the prior: {', '.join(table)}", None))
         rows.append(("export.json", "configuration, names and shapes", None))
         for path in place.iterdir():
@@ -208,7 +208,7 @@ def _write_weights(model: Model, parts: list[Part], place: Path) -> tuple[str, s
     """Write all weights, and compare a model built from the files."""
     path = place / "model.safetensors"
     weights = {k: v.contiguous().clone() for k, v in model.state_dict().items()}
-    safetensors.torch.save_file(weights, path)
+    _write_tensors(weights, path)
     described = json.loads((place / "export.json").read_text(encoding="utf-8"))
     again = build_model(from_dict(ModelConfig, described["config"]["model"]))
     again.load_state_dict(safetensors.torch.load_file(path))
@@ -219,6 +219,11 @@ def _write_weights(model: Model, parts: list[Part], place: Path) -> tuple[str, s
             difference = _compare(mine.name, mine.network, run, mine.inputs, path.name)
             largest = max(largest, difference)
     return path.name, f"{len(weights)} tensors", largest
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    # As bytes: a file that the library itself makes is for its owner's eyes only.
+    path.write_bytes(safetensors.torch.save(tensors))
 
 
 def _call(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from fastvae.engine.precision import resolve_precision
 from fastvae.errors import UserError
 from fastvae.ini_file import with_ini
 from fastvae.presets import get_preset, list_presets
+from fastvae.presets.registry import preset_table
 from fastvae.run import RunFolder, find_run_folder, new_run_folder, read_config, saved_config
 
 ABOUT = """Train a VAE. PRESET is a name from the list below, a TOML file, or a run folder.
@@ -169,8 +170,7 @@ def _file_config(path: Path) -> Config:
 
 
 def _preset_table() -> str:
-    rows = (f"  {name:<14} {line}" for name, line in list_presets().items())
-    return "\nPresets:\n" + "\n".join(rows)
+    return "\nPresets:\n" + preset_table("  ")
 
 
 def _print_usage() -> None:

@@ -11,20 +11,16 @@ pure functions of the step, so that a resumed run repeats an uninterrupted one.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-import fastvae
-from fastvae import figures
+from fastvae import figures, show
 from fastvae.command import run_command
 from fastvae.config import Config
-from fastvae.data import packed
 from fastvae.engine import checkpoint, distributed, graph, precision
 from fastvae.engine.checkpoint import CheckpointStore, DamagedCheckpoint
 from fastvae.engine.distributed import World
@@ -33,22 +29,20 @@ from fastvae.engine.metrics import RunLog, Stopwatch
 from fastvae.engine.optim import set_learning_rate
 from fastvae.engine.signals import StopSignal
 from fastvae.errors import Diverged, LocalError, Stopped, UserError
-from fastvae.estimate import Estimate, estimate
-from fastvae.models import Inputs, count_parameters
+from fastvae.estimate import Estimate, batch_that_fits, estimate
+from fastvae.models import Inputs
 from fastvae.run import RunFolder, find_checkpoint
 from fastvae.start import choose_start, parse_train
 from fastvae.trainer import (
     Trainer,
     build,
     load_everywhere,
-    model_inputs,
     next_stage,
     restore,
     save,
 )
 
 EVAL_BATCH = 500  # images per rank in an evaluation, fewer where they are large
-EVAL_VALUES = 2**22  # image values in such a batch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,7 +117,7 @@ def load_batches(t: Trainer, step: int, watch: Stopwatch) -> Iterator[Inputs]:
         except UserError as error:  # damage that this rank alone may have met
             raise LocalError(str(error)) from None
         watch.data(since)
-        yield model_inputs(batch, t.config.model)
+        yield Inputs.for_model(t.config.model, batch.x, batch.y, batch.label)
 
 
 def optimizer_step(t: Trainer, batches: Iterable[Inputs]) -> None:
@@ -154,7 +148,7 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
         start=first,
         total=t.total_steps,
     )
-    log.say(describe(t, folder, first))
+    log.say(show.describe(t, folder, first))
     for source in {id(loader.source): loader.source for loader in t.loaders.values()}.values():
         for line in source.quarantined:
             log.say(f"warning: left out: {line}")
@@ -175,7 +169,7 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
             if stage is not t.stage:
                 next_stage(t, stage, folder)
                 run = make_step(t)
-                log.say(describe_stage(t))
+                log.say(show.describe_stage(t))
             if not t.model.training:  # validation and pictures leave it in evaluation mode
                 t.train_mode()
             values = train_step(t, run, step, watch)
@@ -191,7 +185,7 @@ def run_training(t: Trainer, folder: RunFolder, store: CheckpointStore, first: i
             elif config.checkpoint.every and done % config.checkpoint.every == 0:
                 save(t, store, done, best=False)
             if at_end or (image_every and done % image_every == 0):
-                draw(t, log, folder, done)
+                show.draw(t, log, folder, done)
             watch.skip(pause)
             log.advance(shown)
             if signal.agreed() and done < t.total_steps:
@@ -234,8 +228,7 @@ def evaluate_split(t: Trainer, split: str) -> Estimate:
     if t.world.size > 1 and t.config.batchnorm == "local":  # the main rank's are what is saved
         for buffer in t.model.buffers():
             torch.distributed.broadcast(buffer, src=0)
-    values = math.prod(t.config.model.image_shape)
-    size = min(EVAL_BATCH, max(1, EVAL_VALUES // values))
+    size = batch_that_fits(t.config.model.image_shape, EVAL_BATCH)
     batches = t.loaders[split].evaluation_batches(size, t.world.size, t.world.rank)
     with t.ema.applied():
         return estimate(t.model, batches, t.world, seed=t.config.seed)
@@ -268,40 +261,6 @@ def validate(
     )
 
 
-def draw(t: Trainer, log: RunLog, folder: RunFolder, done: int) -> None:
-    """Write inputs above reconstructions, and prior samples."""
-    if not t.world.is_main:
-        return
-    count = min(t.config.log.images, len(t.loaders["val"].source))
-    t.model.eval()
-    with t.ema.applied():
-        shown = model_inputs(t.loaders["val"].rows(np.arange(count)), t.config.model)
-        pictures = {
-            "reconstructions": figures.under(shown.x, t.model.reconstruct(*shown)),
-            "samples": draw_samples(t, shown),
-        }
-    for name, pixels in pictures.items():
-        figures.save_png(folder.images / f"{name}-{done:08d}.png", pixels)
-        figures.save_png(folder.images / f"{name}.png", pixels)
-        log.image(name, done, pixels)
-
-
-def draw_samples(t: Trainer, shown: Inputs) -> figures.Pixels:
-    """Samples from the prior: with a condition, conditions above two completions and the images
-    they were taken from; with classes, a column for each."""
-    count, config, seed = len(shown.x), t.config.model, t.config.seed
-    if config.condition == "image":
-        first = t.model.sample(count, y=shown.y, label=shown.label, seed=seed)
-        second = t.model.sample(count, y=shown.y, label=shown.label, seed=seed + 1)
-        assert shown.y is not None
-        return figures.under(shown.y, first, second, shown.x)
-    if config.classes:
-        columns = min(config.classes, 16)
-        label = torch.arange(columns).repeat(max(1, t.config.log.images // columns))
-        return figures.grid(t.model.sample(len(label), label=label, seed=seed), columns)
-    return figures.grid(t.model.sample(t.config.log.images, seed=seed), 8)
-
-
 def finish(t: Trainer, log: RunLog, folder: RunFolder, begin: float) -> None:
     """Evaluate the best checkpoint on the test split, plot the curves, say where to look."""
 
@@ -331,37 +290,6 @@ def finish(t: Trainer, log: RunLog, folder: RunFolder, begin: float) -> None:
         f"  {folder.images / 'curves.png'}   loss, nll, kl over time\n"
         f"  {folder.path / 'README.md'}   what everything in the run folder is\n"
         f"next: fastvae evaluate {folder.path}"
-    )
-
-
-def describe_stage(t: Trainer) -> str:
-    """What a stage is, for a person."""
-    settings, count = t.stage.settings, len(t.stages)
-    frozen = f", {' and '.join(settings.freeze)} frozen" if settings.freeze else ""
-    return (
-        f"stage {t.stage.number + 1} of {count}: {settings.epochs} epochs, lr {settings.lr:g}, "
-        f"beta {t.stage.beta_at(t.stage.first):g} to {t.stage.beta_at(t.stage.end - 1):g}"
-        f"{frozen}, weights: {settings.load}"
-    )
-
-
-def describe(t: Trainer, folder: RunFolder, first: int) -> str:
-    """What is about to happen, for a person."""
-    config, sizes = t.config, {k: len(loader.source) for k, loader in t.loaders.items()}
-    data = f"{config.data.dataset} ({packed.describe(t.loaders['train'].source)})"
-    refusal = graph.why_not(config, t.world) if config.cuda_graph else ""
-    return (
-        f"fastvae {fastvae.__version__}: preset {config.preset}, "
-        f"{count_parameters(t.model):,} parameters, {config.precision} on "
-        f"{t.world.size} x {t.world.device.type}, losses: "
-        f"{precision.resolve_path(t.world.device)}\n"
-        f"data {data}: {sizes['train']:,} train, {sizes['val']:,} val, "
-        f"{sizes['test']:,} test images; {t.plan.steps_per_epoch} steps per epoch of "
-        f"{config.batch_size} images\n"
-        f"run folder {folder.path}, "
-        + (f"resumed at step {first} of {t.total_steps}" if first else f"{t.total_steps} steps")
-        + (f"\n{describe_stage(t)}" if len(t.stages) > 1 else "")
-        + (f"\n--cuda-graph: not captured: {refusal}" if refusal else "")
     )
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastvae import ops
-from fastvae.config import Config, ModelConfig
-from fastvae.data.batch import Batch
+from fastvae.config import Config
 from fastvae.data.datasets import fingerprints, load_splits
 from fastvae.data.loader import Loader, Pixels
 from fastvae.data.plan import Plan
@@ -27,7 +26,7 @@ from fastvae.engine.metrics import Meter
 from fastvae.engine.optim import GuardedStep, build_optimizer
 from fastvae.engine.stages import Stage, plan_stages
 from fastvae.errors import UserError
-from fastvae.models import Inputs, Model, build_model
+from fastvae.models import Model, build_model
 from fastvae.models.blocks import set_recompute
 from fastvae.objective import Objective
 from fastvae.run import (
@@ -250,14 +249,6 @@ def load_everywhere(t: Trainer, find: Callable[[], Path]) -> None:
     if t.world.size > 1:
         for tensor in t.model.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
-
-
-def model_inputs(batch: Batch, config: ModelConfig) -> Inputs:
-    """What the model looks at of a batch; a UserError where something is missing."""
-    if config.classes and batch.label is None:
-        raise UserError(f"model.classes = {config.classes}, but these images have no labels")
-    y = batch.y if config.condition == "image" else None
-    return Inputs(batch.x, y, batch.label if config.classes else None)
 
 
 def place(source: Source, where: str, device: torch.device) -> Source:

@@ -180,6 +180,9 @@ def test_shapes_gradients_and_calls(fields: dict[str, Any]) -> None:
     assert out.params.shape == (5, model.likelihood.parameters_per_value * shape[0], *shape[1:])
     decoded = model.decode(out.draw.z.detach(), label=label)
     torch.testing.assert_close(decoded, model.likelihood.mean(out.params.detach()))
+    inputs = Inputs(x, None, label)
+    for term in model.importance(inputs, model.infer(inputs), 1, torch.arange(10), 2):
+        assert term.shape == (10,)
     z = model.encode_mean(x, label=label)
     assert z.shape == (5, model.latent_dim)
     rebuilt = model.reconstruct(x, label=label)

@@ -115,7 +115,7 @@ def test_one_sample_is_the_elbo() -> None:
         bound = run(model, x, 1).loss.item()
         rng = ops.rng_state(SEED, counter=COUNTER)
         elbo, _ = Objective(model)(Inputs(x), rng, 0, torch.ones((), dtype=torch.float64))
-    # Both see the same 40,000 draws, of log q - log p - KL with a deviation of about 1.3.
+    # Both see the same 40,000 draws, of log q - log p - KL with a deviation of 1.6.
     assert bound == pytest.approx(elbo.item(), abs=0.04)
     assert bound != elbo.item()
 

@@ -132,6 +132,9 @@ def test_shapes_gradients_and_calls(fields: dict[str, Any]) -> None:
         assert torch.isfinite(p.grad).all(), name
         assert p.grad.any(), name
     model.eval()
+    inputs = Inputs(x, None, label)
+    for term in model.importance(inputs, model.infer(inputs), 1, torch.arange(10), 2):
+        assert term.shape == (10,)
     z = model.encode_mean(x, label=label)
     assert z.shape == (5, model.latent_dim)
     assert torch.equal(z, z.round())

@@ -53,14 +53,15 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """Number of the nearest code, by |v - c|^2 = |v|^2 + (|c|^2 - 2 v.c), of which |v|^2 is the
-        same for all. Shapes: (N, D) -> (N,) int64."""
+        same for all. In float32 (where TF32 is allowed, the product takes it: of two codes that are
+        all but equally near, either may win). Shapes: (N, D) -> (N,) int64."""
         with torch.autocast(vectors.device.type, enabled=False):
             square = self.codes.square().sum(dim=1)
             return torch.addmm(square, vectors, self.codes.T, alpha=-2.0).argmin(dim=1)
 
     @torch.no_grad()
     def follow(self, vectors: Tensor, chosen: Tensor, rng: Tensor) -> None:
-        """Move towards a batch of encodings, of all ranks together.
+        """Move towards a batch of encodings, of all ranks together: once for each forward pass.
 
         A code that falls out of use is set on one of the batch's encodings. What is not finite
         changes nothing, on any rank.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastvae.command import run_command
 from fastvae.configio import to_dict, to_toml
 from fastvae.errors import UserError
-from fastvae.presets.registry import describe_preset, get_preset, list_presets
+from fastvae.presets.registry import describe_preset, get_preset, preset_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,8 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _presets(args: list[str]) -> None:
     if not args:
-        for name, line in list_presets().items():
-            print(f"{name:<14} {line}")
+        print(preset_table())
         print("\nfastvae presets NAME shows one; fastvae train NAME --help explains every option")
     elif {"-h", "--help"} & set(args):
         print("usage: fastvae presets [NAME]\n\nList the presets, or show one as TOML.")

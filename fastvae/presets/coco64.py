@@ -18,8 +18,8 @@ def coco64() -> Config:
     Time:     TIME
     Expect:   EXPECT
 
-    The original's reconstruction loss, half the squared error of pixels in [-1, 1], is a Gaussian of
-    deviation 1/2 in [0, 1]; its KL weight 1 is beta 1. One optimizer trains both parts; rates of
+    The original's reconstruction loss, half the squared error of pixels in [-1, 1], is a Gaussian
+    of deviation 1/2 in [0, 1]; its KL weight 1 is beta 1. One optimizer trains both parts; rates of
     their own: --optim.encoder-rate, --optim.decoder-rate. A deviation that is learned
     (--model.gaussian-scale shared) gives sharper pictures and more KL.
     """

@@ -12,8 +12,17 @@ def mnist_genzoo() -> Config:
 
     Command:  fastvae-data download mnist --root data/mnist
               fastvae train mnist-genzoo --data.root data/mnist
-    Short:    fastvae train mnist-genzoo --epochs 11
-    Original: fastvae train mnist-genzoo --ini config.ini
+              fastvae train mnist-genzoo --epochs 11        (the table below)
+              fastvae train mnist-genzoo --ini config.ini   (the original's own settings)
+    Time:     53 s of CPU time per epoch (AMD EPYC, one thread)
+    Expect:   after 11 epochs test -ELBO 125.0 nats/image (grey values as Bernoulli means), blurred
+              digits; the original reports 130.9 on its training images after 100 epochs
+
+    Training loss, mean over an epoch with dropout, nats per image:
+
+        epoch        1      2      6     11
+        original   165.9  140.8  136.0  134.5
+        here       173.9  140.5  135.8  134.1
     """
     return Config(
         preset="mnist-genzoo",

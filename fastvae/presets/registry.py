@@ -34,6 +34,12 @@ def list_presets() -> dict[str, str]:
     return {name: (f.__doc__ or "").strip().splitlines()[0] for name, f in _PRESETS.items()}
 
 
+def preset_table(indent: str = "") -> str:
+    """The presets for people, a line each."""
+    width = max(map(len, _PRESETS))
+    return "\n".join(f"{indent}{name:<{width}}  {line}" for name, line in list_presets().items())
+
+
 def describe_preset(name: str) -> str:
     """The docstring of a preset: command, time, expected number."""
     get_preset(name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastvae.config import Config, DataConfig, KLConfig, LogConfig, ModelConfig, OptimConfig
 from fastvae.presets.registry import preset
 
-# The original's loss is the squared error averaged over the N = 3 * 176 * 600 values in [-1, 1] plus
-# 1e-4 times the KL (4e-4 from epoch 50 on, 16e-4 from epoch 100). Times N / 2 that is half the
+# The original's loss is the squared error averaged over the N = 3 * 176 * 600 values in [-1, 1]
+# plus 1e-4 times the KL (4e-4 from epoch 50 on, 16e-4 from epoch 100). Times N / 2 that is half the
 # squared error, a Gaussian of deviation 1 there and 1/2 in [0, 1], and these weights:
 BETAS = ((0.0, 15.84), (50.0, 63.36), (100.0, 253.44))
 
