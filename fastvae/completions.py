@@ -4,6 +4,12 @@ For each drawing several completions are drawn from the learned prior p(z|y) of 
 y, and compared with the whole drawing x. The baseline is the partial drawing itself: a model that
 has learned only to copy, or has learned its training drawings by heart, does not get beyond it.
 
+A completion is one guess of what a person went on to draw. Good guesses differ from each other and
+from x, so that even a perfect model's single completions may agree less with x than the partial
+drawing does, which risks nothing. What shows that a model knows more than y are the bound on
+-log p(x|y) (``estimate``), which the baseline's cross-entropy is to be compared with, and the
+completions' average.
+
 Ink is what is lighter than the paper, as fastvae stores drawings: pixels above a threshold.
 """
 

@@ -227,7 +227,8 @@ def _print_completions(report: CompletionReport) -> None:
         print(f"{name:<28}{score.bce:>12.3f}" + "".join(f"{share:>10.4f}" for share in shares))
     print(
         f"ink: mean above {report.threshold:g}; two completions differ in {report.diversity:.1f} "
-        "pixels on average"
+        "pixels on average\n"
+        "the partial drawing's BCE is what -ELBO is to be compared with: both bound -log p(x|y)"
     )
 
 

@@ -40,6 +40,7 @@ def under(*rows: Tensor, columns: int = 8) -> Pixels:
 
     Shapes: (N, C, H, W) each.
     """
+    columns = max(1, min(columns, len(rows[0])))
     blocks = []
     for start in range(0, len(rows[0]), columns):
         for images in (row[start : start + columns] for row in rows):

@@ -20,6 +20,8 @@ from fastvae.errors import UserError
 from fastvae.export import export_model
 from fastvae.models import Model, build_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
 BASE: dict[str, Any] = {
     "image_shape": (1, 8, 8),
     "latent_dim": 3,

@@ -145,7 +145,10 @@ def test_coco_is_cropped_to_375_and_evaluated_on_val(
     ],
 )
 def test_options_have_precedence(
-    tmp_path: Path, words: list[str], expected: dict[str, Any]
+    tmp_path: Path,
+    words: list[str],
+    expected: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for n in range(3):
         save(tmp_path / "in" / f"{n}.png", n)
@@ -154,6 +157,8 @@ def test_options_have_precedence(
     about = manifest.preprocess
     assert {name: about[name] for name in expected} == expected
     assert manifest.fields["image"].shape == (*about["size"], about["channels"])
+    preset = words[1] if "--for" in words else "coco64"
+    assert f"train: fastvae train {preset} " in capsys.readouterr().out
 
 
 def test_zips_and_any_number_of_processes_give_the_same_bytes(tmp_path: Path) -> None:

@@ -49,9 +49,7 @@ def expected_parameters(z: int, c: int, blocks: int) -> int:
     def plain(channels: int) -> int:
         return 2 * (conv(channels, channels, 3) + norm(channels))
 
-    def change(
-        before: int, after: int
-    ) -> int:  # down and up alike, with a 1x1 skip that has a bias
+    def change(before: int, after: int) -> int:  # down or up, whose 1x1 skip has a bias
         main = conv(before, after, 3) + conv(after, after, 3) + 2 * norm(after)
         return main + conv(before, after, 1, bias=1)
 
@@ -169,6 +167,21 @@ def test_blocks_keep_halve_and_double() -> None:
     assert isinstance(ResBlock(SMALL, 3, 3).skip, nn.Identity)
     assert ResBlock(SMALL, 3, 5, down=True)(x).shape == (2, 5, 4, 5)
     assert ResBlock(SMALL, 3, 5, up=(14, 17))(x).shape == (2, 5, 14, 17)
+
+
+def test_halving_has_no_strided_1x1_convolution() -> None:
+    """Its gradient crashes the process on CPUs, channels last, with fewer than 16 channels."""
+    block = ResBlock(SMALL, 6, 12, down=True).eval()
+    assert block.skip.stride == (1, 1)  # before the gradient, which would end the tests
+    x = torch.randn(4, 6, 19, 25, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.conv2d(x, block.skip.weight, block.skip.bias, stride=2)
+    torch.testing.assert_close(block(x), torch.relu(block.main(x) + expected))
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        block = block.to(memory_format=layout)
+        out = block(x.contiguous(memory_format=layout))
+        gradients.append(torch.autograd.grad(out.square().mean(), block.skip.weight)[0])
+    torch.testing.assert_close(gradients[1], gradients[0].clone(), rtol=1e-4, atol=1e-6)
 
 
 def test_widths_that_are_not_three_panels() -> None:

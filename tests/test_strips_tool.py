@@ -76,7 +76,9 @@ def test_panels_lie_side_by_side_without_frames(
             for edge in (panel[0], panel[-1], panel[:, 0], panel[:, -1]):
                 assert (edge == INSIDES[number]).all()
             assert (panel[88, 98:102] < 20).all()
-    assert "3 of 3 cut at gutters\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 of 3 cut at gutters\n" in printed
+    assert "train: fastvae train strips " in printed
 
 
 def test_fixed_cuts_are_equal_parts_of_the_whole(tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from fastvae.models.blocks import ACTIVATIONS, ConvBlock, Stages, mlp
 
 
 class UNetDecoder(nn.Module):
-    """Strided convolutions of y give features of every size; on the way up from the latents those
-    of the same size are added, then come residual blocks, then the side is doubled. y itself is
-    added to the output through one convolution: what is given need not be drawn again.
+    """Features of the condition at every size, added on the way up from the latents.
+
+    Strided convolutions of y give them; after each sum come residual blocks, then the side is
+    doubled. y itself is added to the output through one convolution: what is given need not be
+    drawn again.
 
     Shapes: z (B, features), y (B, C, H, W) -> (B, channels, H, W); H and W divisible by 2^levels.
     """

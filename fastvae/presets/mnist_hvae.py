@@ -8,16 +8,20 @@ from fastvae.presets.registry import preset
 
 @preset
 def mnist_hvae() -> Config:
-    """MNIST 28x28: hierarchical VAE, 5 blocks of latents from 1x1 to 14x14.
+    """MNIST 28x28: hierarchical VAE, 5 blocks of latents from 1x1 to 14x14, 0.24 M parameters.
 
     Command:  fastvae-data download mnist --root data/mnist
               fastvae train mnist-hvae --data.root data/mnist
-    Time:     to be measured
-    Expect:   to be measured
+    Time:     428 s of one core of an AMD EPYC
+    Expect:   test -ELBO 73.0 nats/image (pixels thresholded at 0.5): nll 37.3, kl 35.7;
+              with 10 importance samples 69.1
+
+    Five epochs are few: the bound still fell by 1 nat in the last one, and preset mnist with ten
+    (and eight times the parameters) is at 70.2. Most samples are digits, some are not.
     """
     return Config(
         preset="mnist-hvae",
-        epochs=8,
+        epochs=5,
         batch_size=64,
         model=ModelConfig(
             kind="hvae",
@@ -32,6 +36,6 @@ def mnist_hvae() -> Config:
         data=DataConfig(
             dataset="mnist", root="data/mnist", binarize="threshold", val_fraction=0.04
         ),
-        optim=OptimConfig(lr=3e-3, beta2=0.99, weight_decay=0.01, warmup=1.0, clip_norm=50.0),
+        optim=OptimConfig(lr=5e-3, beta2=0.99, weight_decay=0.01, warmup=0.4, clip_norm=50.0),
         log=LogConfig(every=50),
     )

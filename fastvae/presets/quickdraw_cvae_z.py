@@ -12,8 +12,12 @@ def quickdraw_cvae_z() -> Config:
     """Partial drawings completed by latents alone: 256 of them, 42.47 M parameters.
 
     Command:  fastvae train quickdraw-cvae-z (the data: see quickdraw-vae)
-    Time:     TIME
-    Expect:   EXPECT
+    Time:     4 minutes of one CPU core (Xeon with AVX-512 BF16) for 4 epochs of 6,014 drawings of
+              300 categories with --model.image-shape 1 32 32; 4 times that at 64x64
+    Expect:   after those 4 epochs, test -ELBO 244.7 nats/image: worse than the partial drawing with
+              the best constant probabilities, 221.6. The decoder must draw again, from latents,
+              what it could be shown, and has not learned to by then (training drawings cost 239,
+              so it has not overfitted): quickdraw-cvae is at 128.0 after 6 epochs
 
     As quickdraw-cvae, but the decoder p(x|z) never sees the partial drawing: what is known of it
     must pass through the prior p(z|y).

@@ -14,8 +14,9 @@ def quickdraw_vae() -> Config:
               fastvae-data quickdraw data/quickdraw --out data/quickdraw-strokes
               fastvae train quickdraw-vae
     Or, without files or a network: fastvae train quickdraw-vae --data.dataset doodles
-    Time:     TIME
-    Expect:   EXPECT
+    Time:     1.4 minutes of one CPU core (Xeon with AVX-512 BF16) for 2 epochs of 6,014 drawings of
+              300 categories with --model.image-shape 1 32 32; at 64x64 39 images/s
+    Expect:   after those 2 epochs, test -ELBO 321 nats/image and falling
 
     Anti-aliased images are thresholded, for which a Bernoulli decoder has a true likelihood. Lines
     of exactly 3 pixels: --strokes.raster binary. For grey images (--data.binarize none) there is
