@@ -182,6 +182,8 @@ def _report(
     """Print the table and write the JSON beside the checkpoints."""
     k = result.samples
     targets = TARGETS[data.binarize].format(threshold=data.threshold)
+    if data.binarize == "none" and model.config.likelihood != "bernoulli":
+        targets = "pixel values as they are"
     about: dict[str, Any] = {
         "checkpoint": str(folder),
         "split": options.split,

@@ -223,15 +223,21 @@ def log_training(
     return {**shown, "img/s": f"{speed['images_per_s']:.0f}"}
 
 
-def evaluate_split(t: Trainer, split: str) -> Estimate:
-    """ELBO of a split with the averaged weights (when averaging is on), one sample per image."""
+def evaluate_split(t: Trainer, split: str, *, averaged: bool = True) -> Estimate:
+    """ELBO of a split, one sample per image; of a training by the importance-weighted bound, that
+    bound with as many samples as training takes.
+
+    Args:
+        averaged: use the averaged weights, when averaging is on, in place of the model's own.
+    """
     if t.world.size > 1 and t.config.batchnorm == "local":  # the main rank's are what is saved
         for buffer in t.model.buffers():
             torch.distributed.broadcast(buffer, src=0)
     size = batch_that_fits(t.config.model.image_shape, EVAL_BATCH)
     batches = t.loaders[split].evaluation_batches(size, t.world.size, t.world.rank)
-    with t.ema.applied():
-        return estimate(t.model, batches, t.world, seed=t.config.seed)
+    samples = t.config.objective.samples if t.config.objective.kind == "iwae" else 1
+    with t.ema.applied() if averaged else contextlib.nullcontext():
+        return estimate(t.model, batches, t.world, seed=t.config.seed, samples=samples)
 
 
 def validate(
@@ -246,9 +252,11 @@ def validate(
     result = evaluate_split(t, "val")
     epoch = done / t.plan.steps_per_epoch
     loss = result.nll + values["beta"] * result.kl
-    log.scalars("val", done, {"epoch": epoch, "loss": loss, **result.as_dict()})
     # Compared at the final beta: while beta warms up, later losses would look worse than earlier.
     final = result.nll + t.stage.beta_at(t.stage.end - 1) * result.kl
+    if result.iwae is not None:
+        loss = final = result.iwae
+    log.scalars("val", done, {"epoch": epoch, "loss": loss, **result.as_dict()})
     better = final < t.best
     if better:
         t.best, t.best_step = final, done
@@ -274,14 +282,16 @@ def finish(t: Trainer, log: RunLog, folder: RunFolder, begin: float) -> None:
         return path
 
     load_everywhere(t, best)
-    result = evaluate_split(t, "test")
+    result = evaluate_split(t, "test", averaged=False)
     log.scalars("test", t.total_steps, result.as_dict())
     if not t.world.is_main:
         return
     figures.save_curves(folder.metrics, folder.images / "curves.png")
     log.say(
         f"test -elbo {result.nelbo:.2f} nats/image ({result.bits_per_dim:.4f} bits/dim)  "
-        f"nll {result.nll:.2f}  kl {result.kl:.2f}  active units {result.active_units}"
+        f"nll {result.nll:.2f}  kl {result.kl:.2f}  "
+        + (f"iwae {result.iwae:.2f} (K = {result.samples})  " if result.iwae is not None else "")
+        + f"active units {result.active_units}"
         f"/{t.model.latent_dim}  ({result.images} images, best checkpoint, targets: "
         f"{t.config.data.binarize})\n"
         f"done in {time.perf_counter() - begin:.0f} s; look at:\n"

@@ -16,6 +16,7 @@ from fastvae.configio import parse_options
 from fastvae.data.sources.ffcv import NEEDS
 from fastvae.data_tools import cli as data_cli
 from fastvae.evaluate import EvaluateConfig
+from fastvae.export import ExportConfig
 from fastvae.start import parse_train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,6 +58,10 @@ def execute(code: str, folder: Path) -> str:
 def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("digits", "--max-steps", "3", "--out", tmp_path / "runs", "--log.no-tensorboard")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.json").write_text(
+        '{"input": [28, 28, 1], "latent": 3, "encode": [[4, 3, 2], [8, 3, 2]]}'
+    )
+    (tmp_path / "config.ini").write_text("[MODEL_VARIABLES]\nz_dim = 10\n")
     seen = set()
     for line in shell_lines():
         words = shlex.split(line.replace(". .venv/bin/activate", ""))
@@ -71,14 +76,23 @@ def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert isinstance(parse_train(words[2:]), Config)
         elif words[:2] == ["fastvae", "evaluate"]:
             parse_options(EvaluateConfig, EvaluateConfig(), words[3:], prog="", about="")
+        elif words[:2] == ["fastvae", "export"]:
+            parse_options(ExportConfig, ExportConfig(), words[3:], prog="", about="")
         elif words[0] == "fastvae-data":
             data_cli._parse(words[1:])
         elif words[0] in ("apt-get", "pip"):
             assert line in NEEDS  # what the error about a missing ffcv says, too
         else:
-            assert words == ["fastvae", "presets"], f"a command that no test covers: {line}"
+            assert words in (["fastvae", "presets"], ["fastvae", "models"]), f"a command that no test covers: {line}"
         seen.add(" ".join(words[:2]))
     assert {"make train", "make test", "fastvae train", "fastvae evaluate"} <= seen
+
+
+def test_the_stages_are_a_training(tmp_path: Path) -> None:
+    (text,) = blocks("toml")
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    config = parse_train([str(tmp_path / "mine.toml")])
+    assert [stage.freeze for stage in config.stages] == [(), ("encoder",)]
 
 
 def test_files_that_are_named_exist() -> None:

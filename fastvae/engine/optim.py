@@ -16,7 +16,7 @@ from fastvae.optional import require_apex
 def build_optimizer(
     config: OptimConfig, model: nn.Module, *, capturable: bool = False
 ) -> torch.optim.Optimizer:
-    """Make the optimizer; weight decay applies to tensors of two or more axes only.
+    """Make the optimizer; weight decay applies to the weights of linear layers and convolutions.
 
     torch's fused Adam is used on every device that has it: 3.2 times faster than the for-loop on a
     CPU, one launch on a GPU.
@@ -50,11 +50,13 @@ def build_optimizer(
 def _groups(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay."""
     rates = {"encoder": config.encoder_rate, "decoder": config.decoder_rate}
+    layers = (nn.Linear, nn.modules.conv._ConvNd)  # not embeddings, nor a prior's own numbers
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, layers)}
     table: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             rate = rates.get(name.partition(".")[0], 1.0)
-            decay = config.weight_decay if p.dim() >= 2 else 0.0
+            decay = config.weight_decay if id(p) in decayed else 0.0
             table.setdefault((rate, decay), []).append(p)
     return [
         {"params": params, "weight_decay": decay, "rate": rate}

@@ -38,17 +38,20 @@ class SameConv(nn.Conv2d):
         filters, kernel, *stride = layer
         pads = [same_padding(n, kernel, s) for n, s in zip(side, stride, strict=True)]
         even = all(before == after for before, after in pads)
+        # 1x1 with a stride: the pixels are chosen first, for the reason given in resnet.ResBlock.
+        self.step = (stride[0], stride[1]) if kernel == 1 else (1, 1)
         super().__init__(
             channels,
             filters,
             kernel,
-            stride=(stride[0], stride[1]),
+            stride=1 if kernel == 1 else (stride[0], stride[1]),
             padding=(pads[0][0], pads[1][0]) if even else 0,
         )
         self.uneven = None if even else [*pads[1], *pads[0]]
         glorot(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.step[0], :: self.step[1]]
         return super().forward(x if self.uneven is None else F.pad(x, self.uneven))
 
 

@@ -19,7 +19,7 @@ def iwae_mlp() -> Config:
 
     Command:  fastvae-data download mnist --root data/mnist
               fastvae train iwae-mlp --data.root data/mnist
-              fastvae evaluate runs/iwae-mlp --samples 5000 --checkpoint last
+              fastvae evaluate runs/iwae-mlp --samples 5000
     As a VAE: fastvae train iwae-mlp --objective.kind elbo --objective.samples 1
     In full:  fastvae train iwae-mlp --epochs 3280   (on a GPU; 20 epochs are its beginning)
     Time:     CPU time on one thread of an AMD EPYC: as a VAE 17 s per epoch; with K = 50,
