@@ -16,6 +16,7 @@ setup(
         "fastvae.engine",
         "fastvae.kernels",
         "fastvae.models",
+        "fastvae.objectives",
         "fastvae.ops",
         "fastvae.presets",
     ],

@@ -166,11 +166,14 @@ def check_source(source: Source, config: Config) -> None:
             f"model.condition = 'image' but data set {dataset} gives no partial images: use "
             "--strokes.partial strokes with drawings, or shards packed with partial images"
         )
-    if model.classes and source.classes and len(source.classes) > model.classes:
-        raise UserError(
-            f"model.classes = {model.classes} but data set {dataset} has "
-            f"{len(source.classes)} classes: use --model.classes {len(source.classes)}"
-        )
+    if model.classes:
+        labels = source.resident[1] if source.resident is not None else None
+        count = len(source.classes) or (0 if labels is None else int(labels.max()) + 1)
+        if count > model.classes:
+            raise UserError(
+                f"model.classes = {model.classes} but data set {dataset} has {count} classes: "
+                f"use --model.classes {count}"
+            )
 
 
 def begin_stage(t: Trainer, stage: Stage) -> None:

@@ -67,7 +67,7 @@ def test_unknown_command(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["mnits"], "unknown preset 'mnits'; nearest: mnist"),
+        (["mnits"], "unknown preset 'mnits'; nearest: mnist, mnist-vq"),
         (["digits", "--lrr", "3"], "unknown option --lrr; nearest: --optim.lr"),
         (["digits", "--schedule", "x"], "ambiguous: --kl.schedule, --optim.schedule"),
         (["digits", "--lr", "fast"], "could not convert string to float: 'fast'"),
@@ -122,7 +122,7 @@ def test_a_shown_preset_is_a_file_that_trains_it(
 
 
 def test_presets_mistakes(capsys: Capture) -> None:
-    assert ends(capsys, 2, "presets", "mnits") == "unknown preset 'mnits'; nearest: mnist"
+    assert ends(capsys, 2, "presets", "mnits") == "unknown preset 'mnits'; nearest: mnist, mnist-vq"
     assert "one name" in ends(capsys, 2, "presets", "mnist", "digits")
 
 

@@ -83,7 +83,9 @@ def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         elif words[0] in ("apt-get", "pip"):
             assert line in NEEDS  # what the error about a missing ffcv says, too
         else:
-            assert words in (["fastvae", "presets"], ["fastvae", "models"]), f"a command that no test covers: {line}"
+            assert words in (["fastvae", "presets"], ["fastvae", "models"]), (
+                f"a command that no test covers: {line}"
+            )
         seen.add(" ".join(words[:2]))
     assert {"make train", "make test", "fastvae train", "fastvae evaluate"} <= seen
 

@@ -131,11 +131,10 @@ def test_compiled_it_is_the_same_step(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         nn.Module, "compile", lambda self: plain(self, backend="eager", fullgraph=True)
     )
+    torch._dynamo.reset()  # or numbers that differ from preset to preset would become variables
     results = []
     for compiled in (False, True):
         t = build(shrunk(name, model__dropout=0.0, compile=compiled), WORLD)
-        t.train_mode()
         train_step(t, make_step(t), 0, Stopwatch())
-        results.append([p.detach().clone() for p in t.model.parameters()])
-    for have, want in zip(*results, strict=True):
-        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+        results.append(t.meter.read(WORLD))
+    assert results[1] == pytest.approx(results[0], rel=1e-4)  # losses and the gradient's norm

@@ -77,6 +77,7 @@ def shrunk(name: str, **changes: Any) -> Config:
         "accumulate": 1,
         "optim__warmup": 0.0,
         "optim__schedule": "constant",
+        "optim__rates": (),
         "objective__samples": min(3, config.objective.samples),
         "log__every": 1,
         "log__tensorboard": False,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.distributed.nn.functional as together
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -12,11 +14,27 @@ from fastvae.engine.distributed import World
 from fastvae.errors import UserError
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks, whose gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
 class CrossRankBatchNorm(_BatchNorm):
     """Batch norm over the batches of all ranks, on any device.
 
     torch's SyncBatchNorm does this on GPUs and refuses CPUs, where gloo has what it takes: two
-    reductions that autograd knows of, one for the mean and one for the squared deviations from it.
+    reductions, one for the mean and one for the squared deviations from it.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -30,11 +48,11 @@ class CrossRankBatchNorm(_BatchNorm):
         shape = [-1 if axis == 1 else 1 for axis in range(input.dim())]
         x = input.float()
         count = torch.full((1,), x.numel() / x.shape[1], device=x.device)
-        total = together.all_reduce(torch.cat((x.sum(axes), count)))
+        total = _SumOverRanks.apply(torch.cat((x.sum(axes), count)))
         n = total[-1]
         mean = total[:-1] / n
         off = x - mean.view(shape)
-        var = together.all_reduce(off.square().sum(axes)) / n
+        var = _SumOverRanks.apply(off.square().sum(axes)) / n
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
