@@ -26,7 +26,8 @@ def get_preset(name: str) -> Config:
     try:
         return _PRESETS[name]()
     except KeyError:
-        raise UserError(f"unknown preset {name!r}{nearest(name, _PRESETS)}") from None
+        hint = nearest(name, _PRESETS) or "; `fastvae presets` lists them"
+        raise UserError(f"unknown preset {name!r}{hint}") from None
 
 
 def list_presets() -> dict[str, str]:
